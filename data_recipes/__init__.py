@@ -1,0 +1,1 @@
+"""Where subjects come from: files and generated patients, all as one `Subject`."""

@@ -1,0 +1,1 @@
+"""Denoisers trained on the dose ladders that petsim makes."""
