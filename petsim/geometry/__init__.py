@@ -1,0 +1,1 @@
+"""Scanners, and which line of response lies in which sinogram bin."""

@@ -1,0 +1,183 @@
+"""PET scanners, read from TOML files that cite a source for every field."""
+
+import difflib
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from data_recipes.errors import DataError, UsageError
+
+SPEED_OF_LIGHT_MM_PER_PS = 0.299792458
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A cylindrical PET scanner.
+
+    Gaps between blocks count as virtual crystals: they take part in every index but detect nothing, so that vendors'
+    bin addresses map one to one. In a block the real crystals come first.
+
+    Parameters
+    ----------
+    name, title : str
+        Name on the command line, and in full.
+    inner_radius_mm, interaction_depth_mm : float
+        Radius of the crystals' front face, and mean depth of interaction; LOR ends lie at the sum of both.
+    crystals_per_ring, rings : int
+        Virtual crystals included.
+    ring_spacing_mm : float
+        Axial distance of neighboring rings in mm.
+    transaxial_block, transaxial_block_real, axial_block, axial_block_real : int
+        Crystals (rings) from one gap to the next, and how many of them are real.
+    view_offset_rad : float
+        Angle of crystal 0.
+    radial_bins : int
+        Radial bins of the vendor's sinogram.
+    crystal_size_mm : tuple
+        Transaxial, axial and radial size of a crystal.
+    max_ring_difference : int
+        Acceptance for which `sensitivity_cps_per_kbq` holds, in rings (virtual ones counted).
+    resolution_fwhm_mm : tuple
+        NEMA NU 2 resolution at 1 cm along x, y (mean of radial and tangential) and z.
+    sensitivity_cps_per_kbq : float
+        NEMA NU 2 sensitivity of a 70 cm line source at the center.
+    tof_fwhm_ps : float, optional
+        Coincidence timing resolution; None for a scanner without TOF.
+    tof_bin_ps, tof_bins : float and int, optional
+        Finest TOF bin (time difference of the two photons) and the number of such bins.
+    protocol_mbq_per_kg, protocol_uptake_s, protocol_duration_s : float
+        Clinical FDG protocol used where neither source nor user says otherwise.
+    sources : dict
+        Citation by field name.
+    """
+
+    name: str
+    title: str
+    inner_radius_mm: float
+    interaction_depth_mm: float
+    crystals_per_ring: int
+    rings: int
+    ring_spacing_mm: float
+    transaxial_block: int
+    transaxial_block_real: int
+    axial_block: int
+    axial_block_real: int
+    radial_bins: int
+    crystal_size_mm: tuple[float, float, float]
+    crystal_material: str
+    max_ring_difference: int
+    resolution_fwhm_mm: tuple[float, float, float]
+    energy_resolution: float
+    energy_window_kev: tuple[float, float]
+    coincidence_window_ns: float
+    sensitivity_cps_per_kbq: float
+    protocol_mbq_per_kg: float
+    protocol_uptake_s: float
+    protocol_duration_s: float
+    view_offset_rad: float = 0.0
+    tof_fwhm_ps: float | None = None
+    tof_bin_ps: float | None = None
+    tof_bins: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.crystals_per_ring % self.transaxial_block:
+            raise DataError(
+                f"scanner {self.name}: crystals_per_ring {self.crystals_per_ring} is not a multiple of "
+                f"transaxial_block {self.transaxial_block}; virtual crystals count in both"
+            )
+        if not 0 <= self.max_ring_difference < self.rings:
+            raise DataError(f"scanner {self.name}: max_ring_difference must be 0 to {self.rings - 1}")
+        if (self.tof_fwhm_ps is None) != (self.tof_bin_ps is None) or (self.tof_bin_ps is None) != (
+            self.tof_bins is None
+        ):
+            raise DataError(f"scanner {self.name}: tof_fwhm_ps, tof_bin_ps and tof_bins go together")
+
+    @property
+    def radius_mm(self) -> float:
+        """Distance of the LOR ends from the axis."""
+        return self.inner_radius_mm + self.interaction_depth_mm
+
+    @property
+    def axial_length_mm(self) -> float:
+        """Axial field of view."""
+        return self.rings * self.ring_spacing_mm
+
+    def transaxial_is_real(self) -> np.ndarray:
+        """bool (crystals_per_ring,): False for virtual crystals."""
+        return np.arange(self.crystals_per_ring) % self.transaxial_block < self.transaxial_block_real
+
+    def ring_is_real(self) -> np.ndarray:
+        """bool (rings,): False for virtual rings."""
+        return np.arange(self.rings) % self.axial_block < self.axial_block_real
+
+
+def tof_ps_to_mm(ps: float) -> float:
+    """Shift along the LOR for a time difference: c/2 t (1 ps of time difference is 0.15 mm)."""
+    return ps * SPEED_OF_LIGHT_MM_PER_PS / 2
+
+
+def scanner_names() -> list[str]:
+    """Names of the scanners that come with petsim."""
+    folder = resources.files("petsim.geometry") / "scanners"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+@lru_cache
+def load_scanner(name: str) -> Scanner:
+    """A scanner by name, or from a TOML file of one's own.
+
+    Parameters
+    ----------
+    name : str
+        One of `scanner_names()`, or the path of a file that ends in .toml.
+
+    Returns
+    -------
+    Scanner
+
+    Raises
+    ------
+    UsageError
+        Unknown name (the nearest are suggested).
+    DataError
+        A file that cannot be read, lacks a field, has an unknown one, or one without a source.
+    """
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--scanner {name}: {error.strerror}; give a readable TOML file or a known name") from None
+        return parse_scanner(Path(name).stem, text)
+    known = scanner_names()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=3, cutoff=0.3) or known
+        raise UsageError(f"--scanner: '{name}' is not known; did you mean {', '.join(near)}?")
+    path = resources.files("petsim.geometry") / "scanners" / f"{name}.toml"
+    return parse_scanner(name, path.read_text(encoding="utf-8"))
+
+
+def parse_scanner(name: str, text: str) -> Scanner:
+    """Scanner from the text of its TOML file: `[sources]` and `[fields]` of `{ value, source }`."""
+    try:
+        doc = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"scanner {name}: not a TOML file: {error}") from None
+    kinds = {f.name: f for f in fields(Scanner) if f.name not in ("name", "title", "sources")}
+    values, sources = {}, {}
+    for key, entry in doc.get("fields", {}).items():
+        if key not in kinds:
+            raise DataError(f"scanner {name}: unknown field '{key}'; known are {', '.join(kinds)}")
+        if not isinstance(entry, dict) or entry.get("source") not in doc.get("sources", {}):
+            raise DataError(f"scanner {name}: field '{key}' needs {{ value = ..., source = ... }} with a listed source")
+        value = entry["value"]
+        values[key] = tuple(value) if isinstance(value, list) else value
+        sources[key] = doc["sources"][entry["source"]]
+    missing = [k for k, f in kinds.items() if f.default is MISSING and k not in values]
+    if missing:
+        raise DataError(f"scanner {name}: the file lacks {', '.join(missing)}")
+    return Scanner(name=name, title=doc.get("title", name), sources=sources, **values)

@@ -1,0 +1,236 @@
+"""Which line of response lies in which sinogram bin.
+
+Data are `(view, radial, tof, plane)` (or `(view, radial, plane)` without TOF), plane contiguous.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_recipes.errors import UsageError
+from petsim.geometry.scanner import Scanner, tof_ps_to_mm
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Planes that share a mean ring difference.
+
+    Parameters
+    ----------
+    ring_difference : float
+        Mean of ring2 - ring1 over the segment, in merged rings.
+    lowest, highest : int
+        The ring differences that it sums.
+    first_sum, step, planes : int
+        Plane p holds the ring pairs with ring1 + ring2 = first_sum + p x step.
+    start : int
+        Index of its first plane in the sinogram.
+    """
+
+    ring_difference: float
+    lowest: int
+    highest: int
+    first_sum: int
+    step: int
+    planes: int
+    start: int
+
+
+@dataclass(frozen=True)
+class SinogramLayout:
+    """Sinogram bins of a scanner.
+
+    Crystals can be merged into larger ones (`merge_transaxial` x `merge_axial`); a merged bin sums the counts of its
+    elementary bins and its LOR joins the centers of the merged crystals. Numbers below are in merged crystals.
+
+    With an even number N of crystals a ring, view v and tangential index t join the crystals v + floor(t/2) and
+    v - floor((t + 1)/2) + N/2, the usual interleaved sinogram of N/2 views. With an odd N (798 / 2 = 399, say) there
+    are N views; view v joins crystals (v + d)/2 and (v - d)/2 with d = 2 t - (N +- 1)/2 of the parity of v, so that
+    every pair of crystals lies in one bin only here too.
+
+    Parameters
+    ----------
+    scanner : Scanner
+    radials : int
+        Radial bins, t = -radials/2 ... radials/2 - 1.
+    merge_transaxial, merge_axial : int
+        Crystals merged; the first must divide the crystals a ring, the second may leave the last merged ring part empty.
+    mash : int
+        Neighboring views summed into one.
+    span : int
+        Odd; ring differences summed in a segment. 1 keeps every ring pair in a plane of its own.
+    max_ring_difference : int
+        (span - 1)/2 + k span.
+    merge_tof, tof_bins : int
+        Finest TOF bins summed into one, and the (odd) number of such bins; 0 and 1 for data without TOF.
+    """
+
+    scanner: Scanner
+    radials: int
+    merge_transaxial: int = 1
+    merge_axial: int = 1
+    mash: int = 1
+    span: int = 1
+    max_ring_difference: int = 0
+    merge_tof: int = 0
+    tof_bins: int = 1
+
+    def __post_init__(self) -> None:
+        s = self.scanner
+        if self.merge_transaxial < 1 or s.crystals_per_ring % self.merge_transaxial:
+            raise UsageError(f"merge_transaxial {self.merge_transaxial} does not divide {s.crystals_per_ring} crystals")
+        if not 1 <= self.merge_axial <= s.rings:
+            raise UsageError(f"merge_axial must be 1 to {s.rings}, got {self.merge_axial}")
+        if self.span < 1 or self.span % 2 == 0:
+            raise UsageError(f"span must be odd and positive, got {self.span}")
+        if (self.max_ring_difference - (self.span - 1) // 2) % self.span or not (
+            (self.span - 1) // 2 <= self.max_ring_difference < self.rings
+        ):
+            raise UsageError(
+                f"max_ring_difference {self.max_ring_difference} must be (span - 1)/2 + k x span and below "
+                f"{self.rings} rings for span {self.span}"
+            )
+        if self.mash != 1 and (self.crystals % 2 or self.mash < 1 or self.crystals // 2 % self.mash):
+            raise UsageError(f"mash {self.mash} must divide half the crystals a ring, {self.crystals} / 2")
+        limit = self.crystals // 2 if self.crystals % 2 else self.crystals
+        if not 1 <= self.radials < limit:
+            raise UsageError(f"radials must be 1 to {limit - 1}, got {self.radials}")
+        if self.is_tof and (s.tof_bin_ps is None or self.tof_bins % 2 == 0):
+            raise UsageError(f"TOF needs a scanner that has it and an odd number of bins; {s.name}, {self.tof_bins}")
+
+    @property
+    def crystals(self) -> int:
+        """Merged crystals a ring."""
+        return self.scanner.crystals_per_ring // self.merge_transaxial
+
+    @property
+    def rings(self) -> int:
+        """Merged rings."""
+        return -(-self.scanner.rings // self.merge_axial)
+
+    @property
+    def ring_pitch_mm(self) -> float:
+        """Distance of neighboring merged rings."""
+        return self.scanner.ring_spacing_mm * self.merge_axial
+
+    @property
+    def views(self) -> int:
+        """Number of views over 180 degrees."""
+        return (self.crystals if self.crystals % 2 else self.crystals // 2) // self.mash
+
+    @property
+    def is_tof(self) -> bool:
+        """Whether bins are split by time of flight."""
+        return self.merge_tof > 0
+
+    @property
+    def tof_bin_mm(self) -> float:
+        """Width of a TOF bin along the LOR."""
+        return tof_ps_to_mm(self.merge_tof * (self.scanner.tof_bin_ps or 0.0))
+
+    @property
+    def tof_sigma_mm(self) -> float:
+        """Standard deviation of the TOF kernel along the LOR."""
+        return tof_ps_to_mm(self.scanner.tof_fwhm_ps or 0.0) / math.sqrt(8 * math.log(2))
+
+    @property
+    def radial_pitch_mm(self) -> float:
+        """Distance of neighboring LORs of a view near the center."""
+        return self.scanner.radius_mm * math.pi / self.crystals * (2 if self.crystals % 2 else 1)
+
+    def segments(self) -> list[Segment]:
+        """Segments in the order 0, +1, -1, +2, -2, ... with the planes that each holds."""
+        half = (self.span - 1) // 2
+        count = (self.max_ring_difference - half) // self.span
+        out, start = [], 0
+        for k in [0, *(sign * n for n in range(1, count + 1) for sign in (1, -1))]:
+            low, high = k * self.span - half, k * self.span + half
+            nearest = 0 if k == 0 else min(abs(low), abs(high))
+            step = 2 if self.span == 1 else 1
+            planes = (2 * (self.rings - 1 - nearest)) // step + 1
+            out.append(Segment(float(k * self.span), low, high, nearest, step, planes, start))
+            start += planes
+        return out
+
+    @property
+    def planes(self) -> int:
+        """Planes of all segments."""
+        last = self.segments()[-1]
+        return last.start + last.planes
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(view, radial, tof, plane)."""
+        return self.views, self.radials, self.tof_bins, self.planes
+
+    @property
+    def lors(self) -> int:
+        """Number of bins, TOF bins not counted."""
+        return self.views * self.radials * self.planes
+
+    def ring_z_mm(self) -> np.ndarray:
+        """Axial centers of the merged rings relative to the middle of the scanner, in mm (float64)."""
+        s = self.scanner
+        return ((np.arange(self.rings) + 0.5) * self.merge_axial - s.rings / 2) * s.ring_spacing_mm
+
+    def crystal_pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Merged crystals (int64, shape (mash, radials)) that the bins of a view join, one pair for each mashed view."""
+        n = self.crystals
+        v = view * self.mash + np.arange(self.mash)[:, None]
+        t = np.arange(self.radials)[None, :] - self.radials // 2
+        if n % 2 == 0:
+            return (v + (t >> 1)) % n, (v - ((t + 1) >> 1) + n // 2) % n
+        middle = (n + 1) // 2
+        d = 2 * t - (middle - (middle - v) % 2)
+        return ((v + d) // 2) % n, ((v - d) // 2) % n
+
+    def transaxial_ends(self, views: np.ndarray, shift: float = 0.0) -> np.ndarray:
+        """Transaxial end points of the LORs of some views.
+
+        Parameters
+        ----------
+        views : ndarray of int
+        shift : float
+            Parallel shift of the LORs as a fraction of a crystal's pitch: one end moves by +shift along the ring, the
+            other by -shift.
+
+        Returns
+        -------
+        ndarray
+            float64 (len(views), radials, 4): x1, y1, x2, y2 in mm from the scanner's axis.
+        """
+        n = self.crystals
+        ends = np.empty((len(views), self.radials, 4))
+        for k, view in enumerate(views):
+            first, second = self.crystal_pairs(int(view))
+            # The middle of mashed views, in which both crystals advance by one a view.
+            offset = (self.mash - 1) / 2
+            angle1 = (first[0] + offset + 0.5 + shift) * (2 * math.pi / n) + self.scanner.view_offset_rad
+            angle2 = (second[0] + offset + 0.5 - shift) * (2 * math.pi / n) + self.scanner.view_offset_rad
+            ends[k] = np.stack([np.cos(angle1), np.sin(angle1), np.cos(angle2), np.sin(angle2)], axis=1)
+        return ends * self.scanner.radius_mm
+
+    def subset_views(self, subset: int, subsets: int) -> np.ndarray:
+        """Views of an ordered subset: every `subsets`-th one."""
+        return np.arange(subset, self.views, subsets)
+
+
+def radials_for(scanner: Scanner, merge_transaxial: int, fov_mm: float) -> int:
+    """Even number of radial bins whose LORs cover a centered circle of diameter `fov_mm`."""
+    n = scanner.crystals_per_ring // merge_transaxial
+    if not 0 < fov_mm < 2 * scanner.inner_radius_mm:
+        raise UsageError(f"--fov-mm must lie between 0 and the bore of {2 * scanner.inner_radius_mm:g} mm, got {fov_mm:g}")
+    per_bin = math.pi / n * (2 if n % 2 else 1)
+    half = math.ceil(math.asin(fov_mm / 2 / scanner.radius_mm) / per_bin) + 2
+    return min(2 * half, (n // 2 if n % 2 else n) - 1)
+
+
+def tof_bins_for(scanner: Scanner, merge_tof: int, fov_mm: float, sigmas: float) -> int:
+    """Odd number of TOF bins that catches what is emitted within `fov_mm` to `sigmas` standard deviations."""
+    if merge_tof == 0 or scanner.tof_bin_ps is None or scanner.tof_fwhm_ps is None or scanner.tof_bins is None:
+        return 1
+    sigma = tof_ps_to_mm(scanner.tof_fwhm_ps) / math.sqrt(8 * math.log(2))
+    half = math.ceil((fov_mm / 2 + sigmas * sigma) / tof_ps_to_mm(merge_tof * scanner.tof_bin_ps) - 0.5)
+    available = (scanner.tof_bins // merge_tof - 1) // 2
+    return 2 * min(half, available) + 1
