@@ -1,0 +1,192 @@
+"""PET DICOM series as subjects."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.errors import DataError
+from data_recipes.isotopes import Isotope, decay_factor
+from data_recipes.readers.common import Stated, content_hash, make_subject, suv_scale
+from data_recipes.readers.pet_tags import (
+    check_decay_factors,
+    duration_s,
+    find_dose_mbq,
+    find_isotope,
+    find_timing,
+    find_tracer,
+    find_weight_kg,
+    injected_item,
+)
+from data_recipes.readers.series import Series, Slice, number, read_series, text
+from data_recipes.subject import Injection, Subject
+
+
+def read_dicom(folder: str | Path, *, units: str | None = None,
+               fwhm_mm: float | tuple[float, float, float] | None = None, weight_kg: float | None = None,
+               injected_mbq: float | None = None, uptake_s: float | None = None,
+               duration_s: float | None = None) -> Subject:  # fmt: skip
+    """Read the PET series that lies in a folder.
+
+    Slices are sorted by position and stacked with their own slope; uneven steps are resampled to an even one. Values
+    become Bq/mL at scan start, whatever DecayCorrection (START or ADMIN) and Units (BQML or GML) say. Every slice's
+    DecayFactor is checked; what cannot be interpreted is refused. Nothing that identifies a patient is passed on.
+
+    Parameters
+    ----------
+    folder : path
+        Holds the files of one series; files that are not DICOM are left out.
+    units : {"bqml", "suv"}, optional
+        Units of the values where the tag Units is missing: Bq/mL decay-corrected to scan start, or SUV by body weight.
+    fwhm_mm : float or tuple of float, optional
+        Resolution of the image in mm; estimated from the voxel size when not given.
+    weight_kg, injected_mbq, uptake_s, duration_s : float, optional
+        As in `Injection`; they win over the tags.
+
+    Returns
+    -------
+    Subject
+        Without mu.
+
+    Raises
+    ------
+    UsageError
+        For a stated value that cannot be.
+    DataError
+        One line with file and tag, for missing Units, mixed series, missing or repeated slices, SPECT, oblique slices,
+        DecayCorrection NONE, a DecayFactor that disagrees with half-life, frame start and duration, or times, dose and
+        weight that cannot be.
+    """
+    stated = Stated(units, fwhm_mm, weight_kg, injected_mbq, uptake_s, duration_s)
+    series = read_series(Path(folder), "PT")
+    return _subject(series, stated)
+
+
+def _subject(series: Series, stated: Stated) -> Subject:
+    first = series.slices[0]
+    _check_complete(series)
+    _check_image(first)
+    info = injected_item(first)
+    iso = find_isotope(first, info)
+    unit = _units(first, stated)
+    correction = _decay_correction(first, stated)
+    timing = find_timing(series.slices, info, iso, uptake_stated=stated.uptake_s is not None)
+    frames = sorted({d for item in series.slices if (d := duration_s(item)) is not None})
+    notes = list(series.notes) + list(timing.notes)
+    warnings: list[str] = []
+    tagged = Injection(
+        isotope="F-18" if iso is None else iso.name,
+        tracer=find_tracer(first, info),
+        injected_mbq=find_dose_mbq(first, info) if stated.injected_mbq is None else None,
+        uptake_s=timing.uptake_s,
+        weight_kg=find_weight_kg(first) if stated.weight_kg is None else None,
+        duration_s=frames[0] if len(frames) == 1 else None,
+    )
+    if iso is None:
+        warnings.append("the isotope is not stated (RadiopharmaceuticalInformationSequence): F-18 is assumed")
+    if len(frames) > 1 and stated.duration_s is None:
+        warnings.append("bed positions have different ActualFrameDuration: no single duration can be given")
+    injection = stated.over(tagged)
+    factors = _check_decay(series, iso, correction, timing.scan_start, injection.uptake_s)
+    if not factors:
+        warnings.append("DecayFactor could not be checked: it, or the half-life, is missing")
+    values = series.values
+    if unit == "suv":
+        values = values * np.float32(suv_scale(injection, first.file))
+    elif correction == "ADMIN" and injection.uptake_s is not None and iso is not None:
+        values = values * np.float32(decay_factor(iso, injection.uptake_s))
+        notes.append("decay correction moved from administration to scan start")
+    facts = {
+        "positions_mm": series.positions_mm,
+        "shape": series.grid.shape,
+        "spacing_mm": series.grid.spacing_mm,
+        "origin_mm": series.grid.origin_mm,
+        "units": text(first, "Units"),
+        "decay_correction": correction,
+        "decay_factors": factors,
+        "isotope": tagged.isotope,
+        "half_life_s": None if iso is None else iso.half_life_s,
+        "dose": "" if info is None else text(first, "RadionuclideTotalDose", info),
+        "weight": text(first, "PatientWeight"),
+        "durations_s": frames,
+    }
+    provenance: dict[str, Any] = {
+        "kind": "dicom",
+        "units": "stated by the user" if not text(first, "Units") else text(first, "Units"),
+        "decay_correction": correction,
+        "decay_factors": sorted(set(factors)),
+        "slices": len(series.slices),
+        "notes": notes,
+        "warnings": warnings,
+    }
+    sha256 = content_hash(series.measured, facts)
+    return make_subject(values, series.grid, injection, stated, sha256, provenance, first.file)
+
+
+def _check_complete(series: Series) -> None:
+    first = series.slices[0]
+    told = number(first, "NumberOfSlices")
+    if told is not None and len(series.slices) < told:
+        raise DataError(
+            f"{first.file}: NumberOfSlices is {told:g} but {len(series.slices)} were found; copy the whole series"
+        )
+
+
+def _check_image(first: Slice) -> None:
+    kind = text(first, "SeriesType").split("\\")
+    if kind[0] and kind[0] not in ("STATIC", "WHOLE BODY"):
+        raise DataError(f"{first.file}: SeriesType is {kind[0]}; give a static or whole-body series")
+    if "REPROJECTION" in kind:
+        raise DataError(f"{first.file}: SeriesType is REPROJECTION, not slices; give the reconstructed image")
+    if text(first, "CountsSource") == "TRANSMISSION":
+        raise DataError(f"{first.file}: CountsSource is TRANSMISSION; give the emission image")
+    corrected = text(first, "CorrectedImage").split("\\")
+    if corrected[0] and "ATTN" not in corrected:
+        raise DataError(
+            f"{first.file}: CorrectedImage has no ATTN: without attenuation correction values are no activity; "
+            "give the corrected series"
+        )
+    collimator = text(first, "CollimatorType")
+    if collimator in ("PARA", "PINH", "FANB", "CONE", "SLNT", "ASTG"):
+        raise DataError(f"{first.file}: CollimatorType {collimator} is that of SPECT, not PET; give a PET series")
+
+
+def _units(first: Slice, stated: Stated) -> str:
+    tag = text(first, "Units")
+    if not tag:
+        if stated.units is None:
+            raise DataError(f"{first.file}: tag Units is missing; state it with --source-units bqml or suv")
+        return stated.units
+    if tag == "GML" and text(first, "SUVType") not in ("", "BW"):
+        raise DataError(
+            f"{first.file}: SUVType is {text(first, 'SUVType')}; only SUV by body weight (BW) can become Bq/mL"
+        )
+    unit = {"BQML": "bqml", "GML": "suv"}.get(tag)
+    if unit is None:
+        raise DataError(f"{first.file}: Units is {tag}; export the series in BQML (Bq/mL)")
+    if stated.units not in (None, unit):
+        raise DataError(f"{first.file}: Units is {tag}, but --source-units is {stated.units}; leave the flag out")
+    return unit
+
+
+def _decay_correction(first: Slice, stated: Stated) -> str:
+    correction = text(first, "DecayCorrection")
+    if correction in ("START", "ADMIN"):
+        return correction
+    if not correction and stated.units is not None:
+        return "START"
+    raise DataError(
+        f"{first.file}: DecayCorrection is {correction or 'missing'}; export the series decay-corrected to scan start"
+    )
+
+
+def _check_decay(series: Series, iso: Isotope | None, correction: str, start: datetime | None,
+                 uptake: float | None) -> list[float]:  # fmt: skip
+    first = series.slices[0]
+    if correction == "ADMIN" and (uptake is None or iso is None):
+        what = "the uptake time is unknown; give --uptake-s" if uptake is None else "the isotope is unknown"
+        raise DataError(f"{first.file}: DecayCorrection is ADMIN but {what}")
+    if iso is None:
+        return []
+    return check_decay_factors(series.slices, iso, start, uptake if correction == "ADMIN" and uptake else 0.0)

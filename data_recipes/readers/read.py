@@ -1,0 +1,47 @@
+"""One way in for image sources: the reader is chosen by what the path is."""
+
+from pathlib import Path
+
+from data_recipes.errors import DataError, UsageError
+from data_recipes.readers.dicom import read_dicom
+from data_recipes.readers.nifti import ENDINGS, read_nifti
+from data_recipes.subject import Subject
+
+
+def read_source(path: str | Path, *, units: str | None = None, sidecar: str | Path | None = None,
+                fwhm_mm: float | tuple[float, float, float] | None = None, weight_kg: float | None = None,
+                injected_mbq: float | None = None, uptake_s: float | None = None,
+                duration_s: float | None = None) -> Subject:  # fmt: skip
+    """Read a folder with a PET DICOM series, or a NIfTI file.
+
+    Parameters
+    ----------
+    path : path
+        Folder, .nii or .nii.gz.
+    sidecar : path, optional
+        For NIfTI only.
+    units, fwhm_mm, weight_kg, injected_mbq, uptake_s, duration_s
+        As in `read_dicom` and `read_nifti`.
+
+    Returns
+    -------
+    Subject
+        Without mu; see `data_recipes.contour.with_mu`.
+
+    Raises
+    ------
+    DataError
+        When there is no such path, or it is neither; and as the readers raise.
+    """
+    source = Path(path)
+    if source.is_dir():
+        if sidecar is not None:
+            raise UsageError("--sidecar: a DICOM series has its tags and takes no sidecar; leave the flag out")
+        return read_dicom(source, units=units, fwhm_mm=fwhm_mm, weight_kg=weight_kg, injected_mbq=injected_mbq,
+                          uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
+    if not source.exists():
+        raise DataError(f"{source.name}: no such file or folder; check the name")
+    if not source.name.lower().endswith(ENDINGS):
+        raise DataError(f"{source.name}: neither a NIfTI file (.nii, .nii.gz) nor a folder with a DICOM series")
+    return read_nifti(source, units=units, sidecar=sidecar, fwhm_mm=fwhm_mm, weight_kg=weight_kg,
+                      injected_mbq=injected_mbq, uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
