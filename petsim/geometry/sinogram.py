@@ -61,7 +61,7 @@ class SinogramLayout:
     span : int
         Odd; ring differences summed in a segment. 1 keeps every ring pair in a plane of its own.
     max_ring_difference : int
-        (span - 1)/2 + k span.
+        The outermost segments hold fewer ring differences than the others where it is not (span - 1)/2 + k span.
     merge_tof, tof_bins : int
         Finest TOF bins summed into one, and the (odd) number of such bins; 0 and 1 for data without TOF.
     """
@@ -84,12 +84,10 @@ class SinogramLayout:
             raise UsageError(f"merge_axial must be 1 to {s.rings}, got {self.merge_axial}")
         if self.span < 1 or self.span % 2 == 0:
             raise UsageError(f"span must be odd and positive, got {self.span}")
-        if (self.max_ring_difference - (self.span - 1) // 2) % self.span or not (
-            (self.span - 1) // 2 <= self.max_ring_difference < self.rings
-        ):
+        if not (self.span - 1) // 2 <= self.max_ring_difference < self.rings:
             raise UsageError(
-                f"max_ring_difference {self.max_ring_difference} must be (span - 1)/2 + k x span and below "
-                f"{self.rings} rings for span {self.span}"
+                f"max_ring_difference must be {(self.span - 1) // 2} to {self.rings - 1} for span {self.span}, "
+                f"got {self.max_ring_difference}"
             )
         if self.mash != 1 and (self.crystals % 2 or self.mash < 1 or self.crystals // 2 % self.mash):
             raise UsageError(f"mash {self.mash} must divide half the crystals a ring, {self.crystals} / 2")
@@ -142,15 +140,18 @@ class SinogramLayout:
     def segments(self) -> list[Segment]:
         """Segments in the order 0, +1, -1, +2, -2, ... with the planes that each holds."""
         half = (self.span - 1) // 2
-        count = (self.max_ring_difference - half) // self.span
+        count = -(-(self.max_ring_difference - half) // self.span)
         out, start = [], 0
-        for k in [0, *(sign * n for n in range(1, count + 1) for sign in (1, -1))]:
-            low, high = k * self.span - half, k * self.span + half
-            nearest = 0 if k == 0 else min(abs(low), abs(high))
-            step = 2 if self.span == 1 else 1
+        for k in range(count + 1):
+            nearest = max(0, k * self.span - half)
+            farthest = min(k * self.span + half, self.max_ring_difference)
+            low = -farthest if k == 0 else nearest
+            step = 2 if low == farthest else 1
             planes = (2 * (self.rings - 1 - nearest)) // step + 1
-            out.append(Segment(float(k * self.span), low, high, nearest, step, planes, start))
-            start += planes
+            for sign in (1, -1) if k else (1,):
+                ends = sorted((sign * low, sign * farthest))
+                out.append(Segment((ends[0] + ends[1]) / 2, *ends, nearest, step, planes, start))
+                start += planes
         return out
 
     @property
@@ -214,6 +215,12 @@ class SinogramLayout:
     def subset_views(self, subset: int, subsets: int) -> np.ndarray:
         """Views of an ordered subset: every `subsets`-th one."""
         return np.arange(subset, self.views, subsets)
+
+
+def covering_ring_difference(scanner: Scanner, merge_axial: int) -> int:
+    """Smallest difference in merged rings that holds every accepted pair of elementary rings."""
+    rings = -(-scanner.rings // merge_axial)
+    return min(-(-scanner.max_ring_difference // merge_axial), rings - 1)
 
 
 def radials_for(scanner: Scanner, merge_transaxial: int, fov_mm: float) -> int:

@@ -31,11 +31,10 @@ def test_mmr_span_11_has_the_vendors_segments():
     assert [s.planes for s in layout.segments()] == [127, 115, 115, 93, 93, 71, 71, 49, 49, 27, 27]
 
 
-@pytest.mark.parametrize("span", [1, 3, 7])
-def test_every_ring_pair_lies_in_exactly_one_plane(span):
-    half = (span - 1) // 2
+@pytest.mark.parametrize(("span", "farthest"), [(1, 18), (3, 16), (3, 17), (3, 18), (7, 17), (7, 14)])
+def test_every_ring_pair_lies_in_exactly_one_plane(span, farthest):
     layout = SinogramLayout(load_scanner("biograph_mmr"), radials=10, merge_axial=3, span=span,
-                            max_ring_difference=half + span * ((18 - half) // span))  # fmt: skip
+                            max_ring_difference=farthest)  # fmt: skip
     planes = {}
     for seg in layout.segments():
         for r1 in range(layout.rings):
@@ -49,6 +48,8 @@ def test_every_ring_pair_lies_in_exactly_one_plane(span):
                 if abs(b - a) <= layout.max_ring_difference]  # fmt: skip
     assert set(planes) == set(expected)
     assert set(planes.values()) == set(range(layout.planes))
+    for seg in layout.segments():
+        assert seg.ring_difference == (seg.lowest + seg.highest) / 2
 
 
 @pytest.mark.parametrize("merge", [1, 2, 3])
@@ -89,7 +90,7 @@ def test_virtual_crystals_of_the_quadra():
     assert scanner.ring_is_real().sum() == 320
 
 
-@pytest.mark.parametrize("wrong", [{"span": 2}, {"span": 3, "max_ring_difference": 3}, {"merge_transaxial": 5},
+@pytest.mark.parametrize("wrong", [{"span": 2}, {"span": 3, "max_ring_difference": 64}, {"merge_transaxial": 5},
                                    {"mash": 5}, {"radials": 0}, {"merge_tof": 1}])  # fmt: skip
 def test_wrong_layouts_are_refused(wrong):
     with pytest.raises(UsageError):

@@ -1,0 +1,1 @@
+"""Linear operators, image to sinogram, with exact adjoints."""

@@ -1,0 +1,210 @@
+"""The projector of a sinogram layout on an image grid."""
+
+import math
+
+import numpy as np
+from scipy.special import ndtr
+
+from data_recipes.errors import DataError
+from data_recipes.grid import Grid
+from petsim.geometry.sinogram import SinogramLayout
+from petsim.projectors import numba_sinogram as kernels
+
+TOF_SIGMAS = 3.0
+"""The TOF kernel is cut at this many standard deviations and normalized to 1."""
+
+PARTS = 4
+"""Back projections are summed in this many fixed parts, whatever the number of threads."""
+
+
+class SinogramProjector:
+    """Line integrals (mm x image unit) along the LORs of a layout, and the exact adjoint.
+
+    Joseph's method with steps along the transaxial axis that a LOR follows most closely; samples outside the image are
+    zero. The grid must be centered on the scanner's axis transaxially in scanner coordinates, which are the grid's
+    millimeters less `center_mm`.
+
+    Parameters
+    ----------
+    layout : SinogramLayout
+    grid : Grid
+        Its axial voxel must be the merged ring pitch divided by an integer (by an even one, or any with span 1, for the
+        vector loops to be longest).
+    center_mm : tuple of float
+        Position of the scanner's center in the grid's coordinates.
+    support_mm : float, optional
+        Radius of the cylinder outside which the image counts as zero; lines are cut there. None: the whole grid.
+    shift : tuple of float
+        Shift of all LORs, transaxially and axially, as a fraction of the merged crystal pitch (sub-crystal rays).
+    tof : bool
+        False gives the projector of the same LORs without TOF bins.
+
+    Raises
+    ------
+    DataError
+        A voxel size that the ring pitch is no multiple of.
+    """
+
+    def __init__(
+        self,
+        layout: SinogramLayout,
+        grid: Grid,
+        center_mm: tuple[float, float, float] | None = None,
+        support_mm: float | None = None,
+        shift: tuple[float, float] = (0.0, 0.0),
+        tof: bool = True,
+    ) -> None:
+        pitch = layout.ring_pitch_mm
+        ratio = round(pitch / grid.spacing_mm[2])
+        if ratio < 1 or abs(ratio * grid.spacing_mm[2] / pitch - 1) > 1e-6:
+            raise DataError(
+                f"axial voxel {grid.spacing_mm[2]:g} mm is not the ring pitch {pitch:g} mm / integer; "
+                f"use {pitch / max(ratio, 1):g} mm"
+            )
+        self.layout, self.grid, self.shift = layout, grid, shift
+        self.bins = layout.tof_bins if tof else 1
+        center = grid.center_mm if center_mm is None else center_mm
+        origin = [o - c for o, c in zip(grid.origin_mm, center, strict=True)]
+        self.support_mm = float(support_mm or 0.0)
+        nx, ny, nz = grid.shape
+        vx, vy, vz = grid.spacing_mm
+        self._geometry = np.array([nx, ny, vx, vy, origin[0], origin[1]])
+        whole_rings = ratio % 2 == 1 or any(seg.step == 2 for seg in layout.segments())
+        self.phases = ratio if whole_rings else ratio // 2
+        self._sets = self._plane_sets(2 if whole_rings else 1)
+        self._mask = self._support_mask(origin) if support_mm else None
+
+        # How far (in voxels) a LOR climbs between the middle of its chord and the edge of the image.
+        reach = self.support_mm + max(vx, vy) * 2 if support_mm else math.hypot(nx * vx, ny * vy)
+        chord = np.hypot(*np.moveaxis(np.diff(layout.transaxial_ends(np.arange(1)).reshape(1, -1, 2, 2), axis=2), -1, 0))
+        climb = np.abs(self._sets[:, 0]).max() / chord.min() * reach / vz
+        pad = math.ceil(2 * climb / self.phases) + 3
+        self._z_geometry = np.array([nz, vz, origin[2], self.phases, pad])
+
+        if tof and layout.is_tof:
+            self._tof = np.array([layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm, TOF_SIGMAS])
+            x = np.linspace(-TOF_SIGMAS, TOF_SIGMAS, 4097)
+            self._cdf = (ndtr(x) - ndtr(-TOF_SIGMAS)) / (ndtr(TOF_SIGMAS) - ndtr(-TOF_SIGMAS))
+        else:
+            self._tof = np.array([1.0, 0.0, 0.0, 0.0])
+            self._cdf = np.zeros(2)
+
+    def _plane_sets(self, step: int) -> np.ndarray:
+        """Planes grouped so that neighbors in a group lie `step` half ring pitches apart; see `_project_line`."""
+        layout = self.layout
+        half_pitch = layout.ring_pitch_mm / 2
+        ring0 = layout.ring_z_mm()[0] + self.shift[1] * layout.ring_pitch_mm
+        sets = []
+        for seg in layout.segments():
+            split = step // seg.step
+            for part in range(min(split, seg.planes)):
+                planes = len(range(part, seg.planes, split))
+                z = ring0 + (seg.first_sum + part * seg.step) * half_pitch
+                dz = seg.ring_difference * layout.ring_pitch_mm
+                sets.append((dz, z, planes, seg.start + part, split))
+        return np.array(sorted(sets, key=lambda s: abs(s[0])), dtype=np.float64)
+
+    def _support_mask(self, origin: list[float]) -> np.ndarray:
+        """bool (x, y, 1): voxel centers within the support."""
+        x = origin[0] + self.grid.spacing_mm[0] * np.arange(self.grid.shape[0])
+        y = origin[1] + self.grid.spacing_mm[1] * np.arange(self.grid.shape[1])
+        return (np.hypot(x[:, None], y[None, :]) < self.support_mm)[:, :, None]
+
+    def _padded(self, image: np.ndarray) -> np.ndarray:
+        """Image in the kernels' order: one zero voxel around (x, y), z split by phase."""
+        nx, ny, nz = self.grid.shape
+        if image.shape != self.grid.shape:
+            raise ValueError(f"image has shape {image.shape}, the projector's grid {self.grid.shape}")
+        if self._mask is not None:
+            image = image * self._mask
+        per_phase = -(-nz // self.phases)
+        out = np.zeros((nx + 2, ny + 2, per_phase * self.phases), np.float32)
+        out[1:-1, 1:-1, :nz] = image
+        split = out.reshape(nx + 2, ny + 2, per_phase, self.phases)
+        return np.ascontiguousarray(split.transpose(0, 1, 3, 2))
+
+    def _unpadded(self, backs: np.ndarray) -> np.ndarray:
+        """Inverse of `_padded` for the sum over parts."""
+        nz = self.grid.shape[2]
+        total = backs[0].copy()
+        for part in backs[1:]:
+            total += part
+        nx, ny, phases, per_phase = total.shape
+        image = total.transpose(0, 1, 3, 2).reshape(nx, ny, phases * per_phase)[1:-1, 1:-1, :nz]
+        return np.ascontiguousarray(image if self._mask is None else image * self._mask)
+
+    def _views(self, views: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        views = np.arange(self.layout.views) if views is None else np.asarray(views)
+        return views, self.layout.transaxial_ends(views, self.shift[0])
+
+    def data_shape(self, views: int) -> tuple[int, int, int, int]:
+        """Shape (views, radial, tof, plane) of the data of some views."""
+        return views, self.layout.radials, self.bins, self.layout.planes
+
+    def forward(self, image: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """Line integrals.
+
+        Parameters
+        ----------
+        image : ndarray
+            (x, y, z) on the grid.
+        views : ndarray of int, optional
+            Views wanted; None: all.
+
+        Returns
+        -------
+        ndarray
+            float32 (views, radial, tof, plane), image unit x mm.
+        """
+        views, ends = self._views(views)
+        data = np.empty(self.data_shape(len(views)), np.float32)
+        kernels.forward(ends, self._geometry, self.support_mm, self._sets, self._z_geometry, self._tof, self._cdf,
+                        self._padded(image), data)  # fmt: skip
+        return data
+
+    def adjoint(self, data: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """Back projection: the transpose of `forward`. `data` is (views, radial, tof, plane); returns (x, y, z)."""
+        views, _ = self._views(views)
+        if data.shape != self.data_shape(len(views)):
+            raise ValueError(f"data have shape {data.shape}, expected {self.data_shape(len(views))}")
+        sums = self.new_sums(1)
+        self.add_back(sums, views, 0, data[None])
+        return self.image_of(sums)[0]
+
+    def new_sums(self, images: int) -> np.ndarray:
+        """Zeroed accumulators for the back projections of several images."""
+        nx, ny, nz = self.grid.shape
+        return np.zeros((images, PARTS, nx + 2, ny + 2, self.phases, -(-nz // self.phases)), np.float32)
+
+    def image_of(self, sums: np.ndarray) -> np.ndarray:
+        """Images (n, x, y, z) of finished accumulators."""
+        return np.stack([self._unpadded(s) for s in sums])
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Images (n, x, y, z) in the order that `add_em_back` reads."""
+        return np.stack([self._padded(image) for image in images])
+
+    def add_back(self, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray) -> None:
+        """Add the back projection of some views.
+
+        Parameters
+        ----------
+        sums : ndarray
+            Accumulators of `new_sums`.
+        views : ndarray of int
+        first : int
+            How many views were added before these (it decides which part each is added to).
+        data : ndarray
+            float32 (n, views, radial, tof, plane).
+        """
+        self._back(kernels.ADJOINT, sums, views, first, data, sums[:, 0])
+
+    def add_em_back(self, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray, prepared: np.ndarray) -> None:
+        """Add the back projection of data / forward(image), bins where nothing is expected left out."""
+        self._back(kernels.EM, sums, views, first, data, prepared)
+
+    def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray,
+              images: np.ndarray) -> None:  # fmt: skip
+        _, ends = self._views(views)
+        kernels.back_project(mode, first, ends, self._geometry, self.support_mm, self._sets, self._z_geometry,
+                             self._tof, self._cdf, images, np.ascontiguousarray(data, np.float32), sums)  # fmt: skip
