@@ -41,12 +41,6 @@ def resample(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     return np.ascontiguousarray(out)
 
 
-def inside(source: Grid, target: Grid) -> np.ndarray:
-    """Boolean (x, y, z) on `target`: where its voxel centers lie inside the volume of `source`."""
-    x, y, z = (_inside_axis(source, target, axis) for axis in range(3))
-    return x[:, None, None] & y[None, :, None] & z[None, None, :]
-
-
 def _inside_axis(source: Grid, target: Grid, axis: int) -> np.ndarray:
     low, high = _edges(source, axis)
     at = target.axis_mm(axis)

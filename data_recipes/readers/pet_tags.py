@@ -160,9 +160,10 @@ def check_decay_factors(slices: tuple[Slice, ...], iso: Isotope, start: datetime
 
     A frame that starts t after the reference and lasts T was corrected by exp(lambda t) lambda T /
     (1 - exp(-lambda T)), the inverse of the mean of exp(-lambda s) over the frame. Its start is AcquisitionTime where
-    that explains all slices; else FrameReferenceTime, which some scanners (GE) fill with the start of the
-    frame and others, as the standard has it (DICOM PS3.3 C.8.9.4.1.5), with the time at which activity equals its mean
-    over the frame. One and the same reading has to explain every slice, and the earliest frame has to start with the earliest acquisition.
+    that explains all slices; else FrameReferenceTime, which some scanners (GE) fill with the start of the frame and
+    others, as the standard has it (DICOM PS3.3 C.8.9.4.1.5), with the time at which activity equals its mean over the
+    frame. One and the same reading has to explain every slice, and the earliest frame has to start with the earliest
+    acquisition.
 
     Parameters
     ----------
