@@ -82,7 +82,7 @@ class Scanner:
     tof_fwhm_ps: float | None = None
     tof_bin_ps: float | None = None
     tof_bins: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.crystals_per_ring % self.transaxial_block:

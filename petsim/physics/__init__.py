@@ -1,0 +1,1 @@
+"""Factors of the acquisition model, one module each."""
