@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.config import disable_value_validation
 from scipy import ndimage
 
 from data_recipes.errors import DataError, UsageError
@@ -248,21 +249,26 @@ def read_ct(path: str | Path, grid: Grid, *, kvp: float | None = None) -> np.nda
     """
     source = Path(path)
     if source.is_dir():
-        series = read_series(source, "CT")
-        first = series.slices[0]
-        rescaled = text(first, "RescaleType")
-        if rescaled not in ("", "HU"):
-            raise DataError(f"{first.file}: RescaleType is {rescaled}, not HU; give a CT in HU")
-        voltage = number(first, "KVP") if kvp is None else kvp
-        if not voltage:
-            raise DataError(f"{first.file}: tag KVP is missing, so that HU cannot become 1/cm; give --ct-kvp")
-        return _on_grid(hu_to_mu(series.values, voltage), series.grid, grid, first.file)
+        return _ct_series(source, grid, kvp)
     hu, own, _ = load_volume(source)
     if not np.isfinite(hu).all() or hu.max() - hu.min() < 10:
         raise DataError(f"{source.name}: not a CT in HU (values from {hu.min():g} to {hu.max():g}); give HU")
     if kvp is None:
         raise UsageError(f"--ct-kvp: {source.name} is NIfTI and has no tube voltage; give it in kV, such as 120")
     return _on_grid(hu_to_mu(hu, kvp), own, grid, source.name)
+
+
+def _ct_series(folder: Path, grid: Grid, kvp: float | None) -> np.ndarray:
+    with disable_value_validation():
+        series = read_series(folder, "CT")
+        first = series.slices[0]
+        rescaled = text(first, "RescaleType")
+        voltage = number(first, "KVP") if kvp is None else kvp
+    if rescaled not in ("", "HU"):
+        raise DataError(f"{first.file}: RescaleType is {rescaled}, not HU; give a CT in HU")
+    if not voltage:
+        raise DataError(f"{first.file}: tag KVP is missing, so that HU cannot become 1/cm; give --ct-kvp")
+    return _on_grid(hu_to_mu(series.values, voltage), series.grid, grid, first.file)
 
 
 def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | None = None,

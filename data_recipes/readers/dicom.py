@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.config import disable_value_validation
 
 from data_recipes.errors import DataError
 from data_recipes.isotopes import Isotope, decay_factor
@@ -59,8 +60,9 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
         weight that cannot be.
     """
     stated = Stated(units, fwhm_mm, weight_kg, injected_mbq, uptake_s, duration_s)
-    series = read_series(Path(folder), "PT")
-    return _subject(series, stated)
+    # Values that break a format rule are common in the field; those that matter are checked here, with the file's name.
+    with disable_value_validation():
+        return _subject(read_series(Path(folder), "PT"), stated)
 
 
 def _subject(series: Series, stated: Stated) -> Subject:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
@@ -141,7 +142,7 @@ def load_volume(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
         data = np.asarray(image.dataobj)
     except FileNotFoundError as error:
         raise DataError(f"{path.name}: no such file; check the name") from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path.name}: damaged or no NIfTI file; copy it again") from error
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):
         data = data.reshape(shape[:3])
