@@ -104,6 +104,8 @@ def test_nothing_that_identifies_reaches_the_subject(tmp_path, slices):
     for secret in ("Secret", "4711", "1961", "Hospital", "1.2.3", "2020", "slice0", str(tmp_path)):
         assert secret not in told
     assert subject.name == "subject-" + subject.content_sha256[:8]
+    tracer(slices[0]).Radiopharmaceutical = "Secret^Person"
+    assert read_dicom(write_series(tmp_path / "Secret", slices)).injection.tracer == "unknown"
 
 
 def test_feet_first_order_and_other_orientations_show_the_same_patient(tmp_path, slices):
@@ -229,8 +231,8 @@ def test_a_late_series_time_gives_way_to_vendor_tags_then_acquisition(tmp_path, 
     assert "vendor" in by_vendor.provenance["notes"][0]
     siemens = [pet_slice(k, stored_values()[k], STEP * k) for k in range(5)]
     for ds in in_all(siemens, SeriesTime="150000.00", AcquisitionTime="112012.00"):
-        ds.private_block(0x0071, "SIEMENS MED PT", create=True).add_new(0x22, "DT", "20200907112012.00")
-    assert read_dicom(write_series(tmp_path / "c", siemens)).injection.uptake_s == 3601.0
+        ds.private_block(0x0071, "SIEMENS MED PT", create=True).add_new(0x22, "DT", "20200907112011.50")
+    assert read_dicom(write_series(tmp_path / "c", siemens)).injection.uptake_s == 3600.5
 
 
 def test_uptake_across_midnight_and_injection_after_the_scan(tmp_path, slices):
