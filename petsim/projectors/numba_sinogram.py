@@ -380,19 +380,17 @@ def forward(ends, geometry, support_mm, sets, z_geometry, tof, cdf, image, data)
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def back_project(mode, first_view, ends, geometry, support_mm, sets, z_geometry, tof, cdf, images, data, backs):
+def back_project(mode, ends, geometry, support_mm, sets, z_geometry, tof, cdf, images, data, backs):
     """Add the (EM) back projection of `data` (images, views, radials, bins, planes) to `backs`.
 
-    `backs` is (images, parts, ...): view k of all those given in turn always goes to part k % parts, whatever the
-    number of threads, so that sums are bit for bit the same.
+    `backs` is (images, parts, ...): radial bin r always goes to part r % parts, whatever the number of threads and however
+    views are cut into calls, so that sums are bit for bit the same.
     """
     parts, views, radials = backs.shape[1], data.shape[1], data.shape[2]
     for task in nb.prange(data.shape[0] * parts):
         m, part = task // parts, task % parts
         work = _make_work(geometry, z_geometry, data.shape[3])
         for v in range(views):
-            if (first_view + v) % parts != part:
-                continue
-            for r in range(radials):
+            for r in range(part, radials, parts):
                 _project_line(mode, ends[v, r], geometry, support_mm, sets, z_geometry, tof, cdf, images[m],
                               data[m, v, r], backs[m, part], work)  # fmt: skip

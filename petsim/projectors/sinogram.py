@@ -168,7 +168,7 @@ class SinogramProjector:
         if data.shape != self.data_shape(len(views)):
             raise ValueError(f"data have shape {data.shape}, expected {self.data_shape(len(views))}")
         sums = self.new_sums(1)
-        self.add_back(sums, views, 0, data[None])
+        self.add_back(sums, views, data[None])
         return self.image_of(sums)[0]
 
     def new_sums(self, images: int) -> np.ndarray:
@@ -184,7 +184,7 @@ class SinogramProjector:
         """Images (n, x, y, z) in the order that `add_em_back` reads."""
         return np.stack([self._padded(image) for image in images])
 
-    def add_back(self, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray) -> None:
+    def add_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray) -> None:
         """Add the back projection of some views.
 
         Parameters
@@ -192,19 +192,16 @@ class SinogramProjector:
         sums : ndarray
             Accumulators of `new_sums`.
         views : ndarray of int
-        first : int
-            How many views were added before these (it decides which part each is added to).
         data : ndarray
             float32 (n, views, radial, tof, plane).
         """
-        self._back(kernels.ADJOINT, sums, views, first, data, sums[:, 0])
+        self._back(kernels.ADJOINT, sums, views, data, sums[:, 0])
 
-    def add_em_back(self, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray, prepared: np.ndarray) -> None:
+    def add_em_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray) -> None:
         """Add the back projection of data / forward(image), bins where nothing is expected left out."""
-        self._back(kernels.EM, sums, views, first, data, prepared)
+        self._back(kernels.EM, sums, views, data, prepared)
 
-    def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, first: int, data: np.ndarray,
-              images: np.ndarray) -> None:  # fmt: skip
+    def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
         _, ends = self._views(views)
-        kernels.back_project(mode, first, ends, self._geometry, self.support_mm, self._sets, self._z_geometry,
+        kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._z_geometry,
                              self._tof, self._cdf, images, np.ascontiguousarray(data, np.float32), sums)  # fmt: skip

@@ -227,9 +227,9 @@ def test_sums_do_not_depend_on_how_views_are_cut():
     views = np.arange(projector.layout.views)
     data = np.random.default_rng(0).random((1, *projector.data_shape(len(views)))).astype(np.float32)
     whole, pieces = projector.new_sums(1), projector.new_sums(1)
-    projector.add_back(whole, views, 0, data)
+    projector.add_back(whole, views, data)
     for first in range(0, len(views), 5):
-        projector.add_back(pieces, views[first : first + 5], first, data[:, first : first + 5])
+        projector.add_back(pieces, views[first : first + 5], data[:, first : first + 5])
     np.testing.assert_array_equal(whole, pieces)
 
 
@@ -240,7 +240,7 @@ def test_em_back_projection_is_that_of_the_ratio():
     images = rng.random((2, *projector.grid.shape)).astype(np.float32)
     counts = rng.poisson(0.3, (2, *projector.data_shape(len(views)))).astype(np.float32)
     sums = projector.new_sums(2)
-    projector.add_em_back(sums, views, 0, counts, projector.prepare(images))
+    projector.add_em_back(sums, views, counts, projector.prepare(images))
     for image, count, back in zip(images, counts, projector.image_of(sums), strict=True):
         expected = projector.forward(image)
         ratio = np.divide(count, expected, out=np.zeros_like(count), where=expected > 0)

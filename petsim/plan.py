@@ -1,0 +1,215 @@
+"""What a simulation of a subject needs: layout, grids, positions, seconds, memory."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_recipes.errors import DataError, UsageError
+from data_recipes.grid import Grid
+from data_recipes.isotopes import isotope, mean_decay_factor
+from data_recipes.subject import Subject
+from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
+from petsim.geometry.sinogram import SinogramLayout, covering_ring_difference, radials_for, tof_bins_for
+from petsim.projectors.sinogram import PARTS, TOF_SIGMAS
+from petsim.settings import Preset, SimulationSettings
+
+PHANTOM_FOV_MM = 480.0
+"""Transaxial field of view for generated subjects, equal for all of them so that their volumes have one shape."""
+
+VIEW_CHUNK_BYTES = 64e6
+"""Views are worked on in groups of about this many bytes of float32 data."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one subject is simulated.
+
+    Parameters
+    ----------
+    subject : Subject
+        Cropped to what is scanned.
+    scanner, layout, preset
+    simulation_grid, grid : Grid
+        Grids of the forward model and of the reconstruction, in the subject's millimeters.
+    center_mm : tuple of float
+        The scanner's center in the subject's millimeters.
+    fov_mm : float
+        Diameter of the cylinder that is simulated and reconstructed.
+    duration_s, seconds : float
+        Frame duration, and the seconds of undecayed F-18 that give as many counts.
+    fwhm_mm : tuple of float
+        Blur that the forward model still applies.
+    warnings : tuple of str
+    """
+
+    subject: Subject
+    scanner: Scanner
+    layout: SinogramLayout
+    preset: Preset
+    simulation_grid: Grid
+    grid: Grid
+    center_mm: tuple[float, float, float]
+    fov_mm: float
+    duration_s: float
+    seconds: float
+    fwhm_mm: tuple[float, float, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def views_at_once(self) -> int:
+        """Views of a group."""
+        return max(1, int(VIEW_CHUNK_BYTES / (4 * math.prod(self.layout.shape[1:]))))
+
+    def bytes_needed(self, images: int, doses: int, keep_counts: bool, keep_expected: bool) -> float:
+        """Estimated peak memory in bytes.
+
+        Parameters
+        ----------
+        images : int
+            Reconstructed together.
+        doses : int
+        keep_counts, keep_expected : bool
+            Whether counts of all doses (a byte a bin), and expected counts (four bytes), are held.
+        """
+        bins = math.prod(self.layout.shape)
+        view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
+        voxels = math.prod(self.grid.shape)
+        fine = math.prod(self.simulation_grid.shape)
+        return (
+            350e6
+            + (doses * bins if keep_counts else 0)
+            + (4 * bins if keep_expected else 0)
+            + view * (3 + 1.5 * doses + 2 * images)
+            + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
+            + 4 * fine * (4 + 2 * 4)
+        )
+
+
+def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
+    """Work out everything that can be known before simulating.
+
+    Raises
+    ------
+    DataError, UsageError
+        A subject that does not fit the scanner, or settings that do not fit together.
+    """
+    scanner = load_scanner(settings.scanner)
+    preset = settings.resolved_preset()
+    warnings: list[str] = list(subject.provenance.get("warnings", []))
+    subject, center_z = _scanned_part(subject, scanner, settings)
+    if subject.mu_per_cm is None:
+        raise DataError(f"{subject.name}: no mu-map; give --ct or --mu, or let the PET contour make one")
+    x, y, _ = subject.grid.center_mm
+    center = (x, y, center_z)
+    fov = settings.fov_mm or _fov_of(subject, center)
+    layout = SinogramLayout(
+        scanner,
+        radials=radials_for(scanner, preset.merge_transaxial, fov),
+        merge_transaxial=preset.merge_transaxial,
+        merge_axial=preset.merge_axial,
+        span=preset.span,
+        max_ring_difference=covering_ring_difference(scanner, preset.merge_axial),
+        merge_tof=preset.merge_tof if scanner.tof_bin_ps else 0,
+        tof_bins=tof_bins_for(scanner, preset.merge_tof, fov, TOF_SIGMAS),
+    )
+    if preset.subsets > layout.views:
+        raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
+    whole = not subject.is_noisy and settings.slab_mm is None
+    length = scanner.axial_length_mm if whole else subject.grid.extent_mm[2]
+    grid = _grid(layout, preset.voxel_mm, preset.voxel_mm, fov, length, center)
+    fine = preset.voxel_mm if subject.is_noisy else preset.simulation_voxel_mm
+    simulation_grid = _grid(layout, fine, max(fine, scanner.ring_spacing_mm), fov, length, center)
+
+    outside = 1 - _inside_fraction(subject, center, fov)
+    if outside > 0.005:
+        warnings.append(f"{100 * outside:.1f} % of the activity lies outside the {fov:g} mm field of view and is lost")
+    fwhm = scanner.resolution_fwhm_mm
+    if subject.fwhm_mm is not None:
+        fwhm = tuple(math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(fwhm, subject.fwhm_mm, strict=True))
+        if max(subject.fwhm_mm) > max(scanner.resolution_fwhm_mm):
+            warnings.append(
+                f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
+                f"({max(scanner.resolution_fwhm_mm):.1f} mm); small structures stay as blurred as they came"
+            )
+    duration = settings.duration_s or subject.injection.duration_s or scanner.protocol_duration_s
+    iso = isotope(subject.injection.isotope)
+    seconds = duration * mean_decay_factor(iso, duration) * iso.branching / isotope("F-18").branching
+    return Plan(subject, scanner, layout, preset, simulation_grid, grid, center, fov, duration, seconds, fwhm,
+                tuple(warnings))  # fmt: skip
+
+
+def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettings) -> tuple[Subject, float]:
+    """The axial part of the subject that is scanned, and the scanner's center."""
+    from petsim.resample import crop_axially
+
+    bottom = subject.grid.origin_mm[2] - subject.grid.spacing_mm[2] / 2
+    top = bottom + subject.grid.extent_mm[2]
+    center = subject.grid.center_mm[2] if settings.center_mm is None else settings.center_mm
+    if not bottom < center < top:
+        raise UsageError(f"--center-mm: {center:g} lies outside the subject, which spans {bottom:.0f} to {top:.0f} mm")
+    length = scanner.axial_length_mm if settings.slab_mm is None else settings.slab_mm
+    if settings.slab_mm is not None and settings.slab_mm > scanner.axial_length_mm:
+        raise UsageError(f"--slab: {settings.slab_mm:g} mm is longer than the scanner's {scanner.axial_length_mm:.0f} mm")
+    fits = bottom >= center - length / 2 - 1e-6 and top <= center + length / 2 + 1e-6
+    if fits:
+        return subject, center
+    if settings.center_mm is None and settings.slab_mm is None:
+        holders = [n for n in scanner_names() if load_scanner(n).axial_length_mm >= subject.grid.extent_mm[2]]
+        raise DataError(
+            f"{subject.name} is {subject.grid.extent_mm[2]:.0f} mm long, more than the {scanner.axial_length_mm:.0f} mm of "
+            f"{scanner.name}; use --scanner {' or '.join(holders) or 'with a longer field of view'}, or --center-mm Z "
+            f"({bottom:.0f} to {top:.0f}) to scan a part"
+        )
+    low, high = center - length / 2, center + length / 2
+    activity, grid = crop_axially(subject.activity_bqml, subject.grid, low, high)
+    assert activity is not None
+    part = replace(
+        subject, activity_bqml=activity, grid=grid,
+        mu_per_cm=crop_axially(subject.mu_per_cm, subject.grid, low, high)[0],
+        labels=crop_axially(subject.labels, subject.grid, low, high)[0],
+    )  # fmt: skip
+    return part, center
+
+
+def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
+    """Field of view that holds the body, in steps of 20 mm; one for all generated subjects."""
+    if not subject.is_noisy:
+        return PHANTOM_FOV_MM
+    assert subject.mu_per_cm is not None
+    body = (subject.mu_per_cm > 0).any(axis=2)
+    radius = np.hypot(
+        (subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :]
+    )
+    if not body.any():
+        raise DataError(f"{subject.name}: the mu-map is empty; no body was found")
+    widest = float(radius[body].max()) + max(subject.grid.spacing_mm[:2])
+    return math.ceil(2 * widest / 20) * 20.0
+
+
+def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: float) -> float:
+    radius = np.hypot(
+        (subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :]
+    )
+    column = subject.activity_bqml.sum(axis=2, dtype=np.float64)
+    return float(column[radius <= fov / 2].sum() / column.sum())
+
+
+def _grid(layout: SinogramLayout, voxel: float, axial: float, fov: float, length: float,
+          center: tuple[float, float, float]) -> Grid:  # fmt: skip
+    """Grid around the scanner's center whose axial voxel divides the ring pitch."""
+    across = 2 * math.ceil(fov / voxel / 2)
+    z = layout.ring_pitch_mm / math.ceil(layout.ring_pitch_mm / axial - 1e-6)
+    return Grid.centered((across, across, max(1, round(length / z))), (voxel, voxel, z), center)
+
+
+def memory_budget(limit_gb: float) -> float:
+    """Bytes that may be used: `limit_gb`, and at most 80 % of what is free now."""
+    free = float("inf")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = float(line.split()[1]) * 1024
+    return min(limit_gb * 1e9, 0.8 * free)

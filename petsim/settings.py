@@ -1,0 +1,142 @@
+"""Settings that change numbers. Nothing heavy is imported here, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_recipes.errors import UsageError
+
+DoseMode = Literal["thin"]
+FullDose = Literal["source", "simulated"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sinogram layout and reconstruction that go together.
+
+    Parameters
+    ----------
+    merge_transaxial, merge_axial : int
+        Crystals merged into one.
+    span : int
+        Ring differences a segment, in merged rings.
+    merge_tof : int
+        Finest TOF bins summed into one.
+    voxel_mm : float
+        Transaxial voxel; the axial one is the merged ring pitch over the smallest integer that makes it no larger.
+    simulation_voxel_mm : float
+        The same for the grid on which phantoms are projected.
+    iterations, subsets : int
+        Of OSEM.
+    filter_mm : float
+        Full width at half maximum of the Gaussian post-filter.
+    """
+
+    merge_transaxial: int
+    merge_axial: int
+    span: int
+    merge_tof: int
+    voxel_mm: float
+    simulation_voxel_mm: float
+    iterations: int
+    subsets: int
+    filter_mm: float
+
+
+PRESETS = {
+    "fast": Preset(3, 4, 5, 15, 6.0, 3.0, 3, 7, 5.0),
+    "standard": Preset(2, 2, 9, 15, 4.0, 2.5, 4, 5, 4.0),
+    "full": Preset(1, 1, 19, 8, 3.3, 2.5, 4, 5, 4.0),
+}
+"""`full` merges no crystals and is streamed; 4 iterations of 5 subsets with TOF and PSF are the Quadra's usual ones
+(doi 10.1007/s00259-021-05282-7)."""
+
+DRF_SETS = {
+    "map-diff": (2.0, 4.0, 10.0, 20.0),
+    "udpet": (4.0, 10.0, 20.0, 50.0, 100.0),
+    "unipet": (2.0, 3.0, 6.0, 12.0),
+}
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Everything besides the subject that the numbers depend on.
+
+    Parameters
+    ----------
+    drf : tuple of float
+        Dose reduction factors; 1 is always added.
+    scanner : str
+        Name of a scanner, or a TOML file.
+    mode : str
+        How counts are reduced.
+    preset : str
+        Name in `PRESETS`.
+    seed : int
+    realizations : int
+        Independent noise realizations a dose.
+    full_dose : str
+        "source": DRF 1 is the source image and noise is inserted for lower doses; "simulated": DRF 1 is reconstructed.
+    duration_s : float, optional
+        Scan duration; None: the source's, else the scanner's protocol.
+    counts : float, optional
+        Expected prompts at full dose; None: from activity, duration and sensitivity.
+    fov_mm : float, optional
+        Transaxial field of view; None: what the subject needs.
+    voxel_mm, iterations, subsets, filter_mm : optional
+        Override the preset.
+    center_mm, slab_mm : float, optional
+        Axial position (the subject's coordinates) that lies at the scanner's center, and the axial length simulated.
+    efficiency_spread : float
+        Relative standard deviation of crystal efficiencies.
+    rays : int
+        Rays a crystal pair in each direction, transaxial and axial, in the simulation.
+    """
+
+    drf: tuple[float, ...] = (4.0, 10.0, 20.0, 100.0)
+    scanner: str = "biograph_vision_quadra"
+    mode: DoseMode = "thin"
+    preset: str = "standard"
+    seed: int = 0
+    realizations: int = 1
+    full_dose: FullDose = "simulated"
+    duration_s: float | None = None
+    counts: float | None = None
+    fov_mm: float | None = None
+    voxel_mm: float | None = None
+    iterations: int | None = None
+    subsets: int | None = None
+    filter_mm: float | None = None
+    center_mm: float | None = None
+    slab_mm: float | None = None
+    efficiency_spread: float = 0.05
+    rays: int = 2
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UsageError(f"--preset: '{self.preset}' is not known; known are {', '.join(PRESETS)}")
+        positive = ("duration_s", "counts", "fov_mm", "voxel_mm", "iterations", "subsets", "slab_mm", "realizations", "rays")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"--{name.removesuffix('_mm' if name == 'slab_mm' else '').replace('_', '-')}: "
+                                 f"must be positive, got {value:g}")  # fmt: skip
+        if self.filter_mm is not None and self.filter_mm < 0:
+            raise UsageError(f"--filter-mm: must be 0 or more, got {self.filter_mm:g}")
+        if self.efficiency_spread < 0:
+            raise UsageError(f"--efficiency-spread: must be 0 or more, got {self.efficiency_spread:g}")
+
+    def ladder(self) -> tuple[float, ...]:
+        """DRFs in ascending order, 1 first."""
+        return tuple(sorted({1.0, *self.drf}))
+
+    def resolved_preset(self) -> Preset:
+        """The preset with the overrides put in."""
+        p = PRESETS[self.preset]
+        return Preset(
+            p.merge_transaxial, p.merge_axial, p.span, p.merge_tof,
+            self.voxel_mm or p.voxel_mm,
+            min(p.simulation_voxel_mm, self.voxel_mm or p.voxel_mm),
+            self.iterations or p.iterations,
+            self.subsets or p.subsets,
+            p.filter_mm if self.filter_mm is None else self.filter_mm,
+        )  # fmt: skip
