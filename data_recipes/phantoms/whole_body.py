@@ -9,7 +9,8 @@ import numpy as np
 from data_recipes.errors import UsageError
 from data_recipes.grid import Grid
 from data_recipes.isotopes import decay_factor, isotope
-from data_recipes.phantoms.anatomy import LABEL, LABEL_NAMES, REFERENCE_HEIGHT_MM, Body, Scene, draw
+from data_recipes.phantoms.anatomy import LABEL, LABEL_NAMES, Scene, draw
+from data_recipes.phantoms.body import REFERENCE_HEIGHT_MM, Body
 from data_recipes.phantoms.shapes import Canvas, smooth_field
 from data_recipes.phantoms.uptake import MASS_ATTENUATION_CM2_PER_G, TISSUES, draw_suv
 from data_recipes.subject import Injection, Subject

@@ -13,7 +13,7 @@ from data_recipes.phantoms.uptake import TISSUES
 from data_recipes.phantoms.whole_body import whole_body
 
 COARSE = (6.0, 6.0, 6.0)
-SEEDS = range(24)
+SEEDS = range(18)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_weight_is_that_of_the_drawn_anatomy(people):
 def test_everything_lies_inside_the_tunnel(people, fine):
     for subject in [*people, fine]:
         x, y = subject.grid.axis_mm(0), subject.grid.axis_mm(1)
-        outside = np.hypot(x[:, None], y[None, :]) > 235.0 + subject.grid.spacing_mm[0] / 2
+        outside = np.hypot(x[:, None], y[None, :]) > 235.0
         for array in (subject.activity_bqml, subject.mu_per_cm, subject.labels):
             assert not array[outside].any()
         assert subject.mu_per_cm[:, :, -1].max() == 0 or subject.provenance["arms"] == "raised"
@@ -139,7 +139,7 @@ def test_mu_matches_tissue(people):
         wanted = {"lung": 0.027, "liver": 0.096, "fat": 0.090, "brain": 0.099, "bladder": 0.097, "muscle": 0.096}
         for name, value in wanted.items():
             assert np.median(mu[mask(subject, name)]) == pytest.approx(value, rel=0.01), name
-        assert mu[subject.labels == 0].max() < 0.05, "a voxel whose center is outside is at most half tissue"
+        assert mu[subject.labels == 0].max() <= mu.max() / 2, "a voxel whose center is outside is at most half tissue"
         assert 0.10 < mu[mask(subject, "skull")].mean() < mu.max() <= 0.17
 
 
