@@ -24,10 +24,10 @@ UNCOVERED_ACTIVITY = 0.1
 BODY, LUNGS = 1, 2
 LABEL_NAMES = {BODY: "body", LUNGS: "lungs"}
 
-# Uptake over the median of the body. Skin and fat take up about half the median, air outside next to nothing.
-EDGE = 0.3
+# Uptake over the median of the body. Fat takes up 0.3 to 0.5 of the median, air outside next to nothing.
+EDGE = 0.2
 # Blood, heart and liver lie above this; lungs, muscle and fat below.
-NOT_LUNG = 1.25
+NOT_LUNG = 1.4
 # Regions that are lungs or gas by uptake alone.
 COLD = 0.6
 LIVER = 2.0
@@ -54,7 +54,7 @@ PART_OF_BODY = 0.02
 def mu_from_pet(activity_bqml: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """A mu-map guessed from uptake: soft tissue 0.096 /cm, lungs 0.027 /cm, air and bed 0 at 511 keV.
 
-    The body is what exceeds 0.3 of its own median uptake after smoothing, without thin or small parts, with holes
+    The body is what exceeds 0.2 of its own median uptake after smoothing, without thin or small parts, with holes
     filled in every transverse slice. Lungs take up about as little as muscle, so uptake alone does not show them:
     they are sought within a rib cage placed above the dome of the liver, which is found as the largest thick hot
     region right of the midline. There, what lies deeper than the chest wall and takes up less than blood is lung.
@@ -112,18 +112,21 @@ def _rib_cage(smooth: np.ndarray, body: np.ndarray, grid: Grid) -> np.ndarray | 
     """Where lungs may be: half an ellipsoid on the liver's dome; None when no liver is in the image."""
     spacing = np.asarray(grid.spacing_mm)
     core = _distance((smooth > LIVER) & body, spacing) > LIVER_CORE_MM
-    parts, count = _parts(core)
-    if count == 0:
+    parts, _ = _parts(core)
+    sizes = np.bincount(parts.ravel()) * grid.voxel_ml
+    sizes[0] = 0.0
+    # The brain can be the larger hot region, but lies on the midline.
+    for part in np.argsort(sizes)[::-1]:
+        if sizes[part] < LIVER_CORE_ML:
+            return None
+        levels = (parts == part).any(axis=(0, 1))
+        x_mid, y_mid, _ = _center_mm(body & levels, grid)
+        if _center_mm(parts == part, grid)[0] > x_mid + LIVER_OFF_MIDLINE_MM:
+            break
+    else:
         return None
-    sizes = np.bincount(parts.ravel())[1:]
-    if sizes.max() * grid.voxel_ml < LIVER_CORE_ML:
-        return None
-    liver = _distance(parts != 1 + sizes.argmax(), spacing) < LIVER_CORE_MM
+    liver = _distance(parts != part, spacing) < LIVER_CORE_MM
     x_mm, y_mm, z_mm = (grid.axis_mm(axis) for axis in range(3))
-    levels = liver.any(axis=(0, 1))
-    x_mid, y_mid, _ = _center_mm(body & levels, grid)
-    if _center_mm(liver, grid)[0] < x_mid + LIVER_OFF_MIDLINE_MM:
-        return None
     half_width = float(x_mm[liver.any(axis=(1, 2))].max()) - x_mid
     # The heart often joins the liver, but does not reach this far to the right.
     right = liver[x_mm > x_mid + half_width / 2]

@@ -4,10 +4,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import ct_slice, write_series
+from scipy import ndimage
 
 from data_recipes.contour import BODY, LUNGS, MU_LUNG, MU_TISSUE, mu_from_pet, read_ct, read_mu, with_mu
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
+from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
 from data_recipes.resample import resample
 from data_recipes.subject import Injection, Subject
@@ -75,6 +77,17 @@ def test_lungs_lie_where_lungs_are_though_they_take_up_like_muscle(found):
     # None in abdomen, pelvis and arm.
     below = GRID.axis_mm(2) < -40
     assert not (labels[:, :, below] == LUNGS).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contour_of_a_phantom_is_the_phantom(seed):
+    phantom = whole_body(seed, spacing_mm=(6.0, 6.0, 6.0))
+    blurred = ndimage.gaussian_filter(phantom.activity_bqml, 7.0 / 2.355 / 6.0)
+    _, labels = mu_from_pet(blurred, phantom.grid)
+    assert phantom.mu_per_cm is not None and phantom.labels is not None
+    assert dice(labels > 0, phantom.mu_per_cm > 0.01) > 0.95
+    lung = next(value for value, name in phantom.label_names.items() if name == "lung")
+    assert dice(labels == LUNGS, phantom.labels == lung) > 0.6
 
 
 def test_scale_of_the_image_changes_nothing(found):
