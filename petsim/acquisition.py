@@ -97,15 +97,17 @@ class AcquisitionModel:
         ]
 
     @cached_property
-    def _blurred(self) -> np.ndarray:
-        return gaussian(self.activity_bqml, self.fwhm_mm, self.grid.spacing_mm)
+    def _prepared(self) -> np.ndarray:
+        """Blurred activity and mu in the order of the kernels, which all rays share."""
+        blurred = gaussian(self.activity_bqml, self.fwhm_mm, self.grid.spacing_mm)
+        return self._rays[0][0].prepare(np.stack([blurred, self.mu_per_cm]))
 
     def line_integrals(self, views: np.ndarray) -> np.ndarray:
         """Attenuated line integrals of the blurred activity, float32 (views, radial, tof, plane) in Bq/mL mm."""
         total = np.zeros((len(views), *self.layout.shape[1:]), np.float32)
         for activity, mu in self._rays:
-            ray = activity.forward(self._blurred, views)
-            ray *= survival(mu.forward(self.mu_per_cm, views))
+            ray = activity.forward_prepared(self._prepared[0], views)
+            ray *= survival(mu.forward_prepared(self._prepared[1], views))
             total += ray
         total /= np.float32(len(self._rays))
         return total

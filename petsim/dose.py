@@ -157,5 +157,6 @@ def _thin(counts, first_bin, key, limits, kept):
             for j in range(min(4, n - 4 * block)):
                 word = words[0] if j == 0 else (words[1] if j == 1 else (words[2] if j == 2 else words[3]))
                 for d in range(doses):
-                    if word < limits[d]:
-                        kept[d, i] += 1
+                    if word >= limits[d]:
+                        break
+                    kept[d, i] += 1

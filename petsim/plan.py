@@ -198,9 +198,13 @@ def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: 
 
 def _grid(layout: SinogramLayout, voxel: float, axial: float, fov: float, length: float,
           center: tuple[float, float, float]) -> Grid:  # fmt: skip
-    """Grid around the scanner's center whose axial voxel divides the ring pitch."""
+    """Grid around the scanner's center whose axial voxel divides the ring pitch.
+
+    An even number of voxels a ring keeps all planes of a segment in one vector loop of the projector.
+    """
     across = 2 * math.ceil(fov / voxel / 2)
-    z = layout.ring_pitch_mm / math.ceil(layout.ring_pitch_mm / axial - 1e-6)
+    per_ring = math.ceil(layout.ring_pitch_mm / axial - 1e-6)
+    z = layout.ring_pitch_mm / (per_ring + (per_ring > 1 and per_ring % 2))
     return Grid.centered((across, across, max(1, round(length / z))), (voxel, voxel, z), center)
 
 

@@ -81,7 +81,7 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
 
 
 class CountStream:
-    """Counts of one realization at all doses, view by view: held in memory, or drawn anew whenever they are read.
+    """Counts of one realization at all doses, by groups of views: held in memory, or drawn anew whenever they are read.
 
     Both give the same numbers bit for bit, since every count depends on its bin only.
 
@@ -96,40 +96,31 @@ class CountStream:
 
     def __init__(self, ladder: DoseLadder, expected: Callable[[np.ndarray], np.ndarray], keep: bool) -> None:
         self._ladder, self._expected, self._keep = ladder, expected, keep
-        self._held: dict[int, np.ndarray] = {}
-        self._totals: dict[int, np.ndarray] = {}
-
-    def view(self, view: int, expected: np.ndarray | None = None) -> np.ndarray:
-        """Unsigned integers (dose, radial, tof, plane) of a view; `expected` saves computing it."""
-        if view in self._held:
-            return self._held[view]
-        if expected is None:
-            expected = self._expected(np.array([view]))[0]
-        first = view * expected.size
-        counts = self._ladder.thin(self._ladder.draw(expected, first), first)
-        if counts.size and counts.max() < 256:
-            counts = counts.astype(np.uint8)
-        self._totals[view] = counts.sum(axis=(1, 2, 3), dtype=np.int64)
-        if self._keep:
-            self._held[view] = counts
-        return counts
+        self._held: dict[bytes, np.ndarray] = {}
+        self._totals: dict[bytes, np.ndarray] = {}
 
     def read(self, views: np.ndarray) -> np.ndarray:
-        """float32 (dose, views, radial, tof, plane)."""
-        missing = np.array([v for v in views if int(v) not in self._held], dtype=np.int64)
-        fresh = dict(zip(missing.tolist(), self._expected(missing), strict=True)) if missing.size else {}
-        out = None
-        for k, v in enumerate(views):
-            counts = self.view(int(v), fresh.get(int(v)))
-            if out is None:
-                out = np.empty((counts.shape[0], len(views), *counts.shape[1:]), np.float32)
-            out[:, k] = counts
-        assert out is not None
-        return out
+        """Unsigned integers (dose, views, radial, tof, plane) of a group of views."""
+        group = views.tobytes()
+        if group in self._held:
+            return self._held[group]
+        drawn = []
+        for view, expected in zip(views.tolist(), self._expected(views), strict=True):
+            first = view * expected.size
+            drawn.append(self._ladder.thin(self._ladder.draw(expected, first), first))
+        smallest = np.uint8 if max(int(d[0].max()) for d in drawn) < 256 else np.uint16
+        counts = np.empty((drawn[0].shape[0], len(drawn), *drawn[0].shape[1:]), smallest)
+        for k, d in enumerate(drawn):
+            counts[:, k] = d
+        if group not in self._totals:
+            self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
+        if self._keep:
+            self._held[group] = counts
+        return counts
 
     def totals(self) -> np.ndarray:
         """int64 (dose,): counts in all views that were read."""
-        return np.sum([self._totals[v] for v in sorted(self._totals)], axis=0)
+        return np.sum(list(self._totals.values()), axis=0)
 
 
 def simulate_plan(
@@ -165,16 +156,17 @@ def simulate_plan(
     keep_counts, keep_expected = storage(plan, len(drfs), noise_free_wanted, settings.realizations, budget_bytes)
     model = build_model(plan, settings)
     scale = _count_scale(model, settings)
-    held: dict[int, np.ndarray] = {}
+    held: dict[bytes, np.ndarray] = {}
 
     def expected(views: np.ndarray) -> np.ndarray:
-        if all(int(v) in held for v in views):
-            return np.stack([held[int(v)] for v in views])
+        group = views.tobytes()
+        if group in held:
+            return held[group]
         fresh = model.expected(views)
         if scale != 1:
             fresh *= np.float32(scale)
         if keep_expected:
-            held.update((int(v), row) for v, row in zip(views, fresh, strict=True))
+            held[group] = fresh
         return fresh
 
     recon = _Reconstructor(plan, model)
@@ -193,9 +185,9 @@ def simulate_plan(
         stream = CountStream(ladder, expected, keep_counts)
         with_expected = noise_free_wanted and realization == 0
 
-        def data(views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected) -> np.ndarray:
+        def data(views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected) -> list[np.ndarray]:
             drawn = stream.read(views)
-            return np.concatenate([drawn, expected(views)[None]]) if with_expected else drawn
+            return [drawn, expected(views)[None]] if with_expected else [drawn]
 
         raw = recon.run(data, len(drfs) + with_expected, step)
         if with_expected:
@@ -207,7 +199,11 @@ def simulate_plan(
             for d, n in zip(drfs, stream.totals(), strict=True)
         ]  # fmt: skip
         if keep_sinograms:
-            sinograms.append(np.stack([stream.view(v) for v in range(plan.layout.views)], axis=1))
+            sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
+            for subset in range(plan.preset.subsets):
+                for views in recon.groups(subset):
+                    sinogram[:, views] = stream.read(views)
+            sinograms.append(sinogram)
     stack = np.stack(images, axis=1)
     truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * recon.inside
     if settings.full_dose == "source":
@@ -303,14 +299,18 @@ class _Reconstructor:
         """Point spread function of the model."""
         return gaussian(image, self.psf_mm, self.plan.grid.spacing_mm)
 
-    def run(self, data: Callable[[np.ndarray], np.ndarray], images: int, step: Callable[[], None]) -> np.ndarray:
-        """OSEM of `data(views)` (images, views, ...); the result still carries the constant of the counts."""
+    def run(self, data: Callable[[np.ndarray], list[np.ndarray]], images: int, step: Callable[[], None]) -> np.ndarray:
+        """OSEM of `data(views)`, stacks (n, views, ...) of all `images`; the result still carries the counts' constant."""
 
         def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
             sums = self.projector.new_sums(images)
             prepared = self.projector.prepare(blurred)
             for views in self.groups(subset):
-                self.projector.add_em_back(sums, views, data(views), prepared)
+                first = 0
+                for stack in data(views):
+                    part = slice(first, first + len(stack))
+                    self.projector.add_em_back(sums[part], views, stack, prepared[part])
+                    first += len(stack)
             return self.projector.image_of(sums)
 
         start = np.broadcast_to(self.inside.astype(np.float32), (images, *self.plan.grid.shape))

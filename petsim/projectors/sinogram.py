@@ -156,10 +156,14 @@ class SinogramProjector:
         ndarray
             float32 (views, radial, tof, plane), image unit x mm.
         """
+        return self.forward_prepared(self._padded(image), views)
+
+    def forward_prepared(self, prepared: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """`forward` of one image that went through `prepare` (of this projector, or one with the same grid)."""
         views, ends = self._views(views)
         data = np.empty(self.data_shape(len(views)), np.float32)
         kernels.forward(ends, self._geometry, self.support_mm, self._sets, self._z_geometry, self._tof, self._cdf,
-                        self._padded(image), data)  # fmt: skip
+                        prepared, data)  # fmt: skip
         return data
 
     def adjoint(self, data: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
@@ -168,7 +172,7 @@ class SinogramProjector:
         if data.shape != self.data_shape(len(views)):
             raise ValueError(f"data have shape {data.shape}, expected {self.data_shape(len(views))}")
         sums = self.new_sums(1)
-        self.add_back(sums, views, data[None])
+        self.add_back(sums, views, np.asarray(data, np.float32)[None])
         return self.image_of(sums)[0]
 
     def new_sums(self, images: int) -> np.ndarray:
@@ -181,7 +185,7 @@ class SinogramProjector:
         return np.stack([self._unpadded(s) for s in sums])
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Images (n, x, y, z) in the order that `add_em_back` reads."""
+        """Images (n, x, y, z) in the order that the kernels read."""
         return np.stack([self._padded(image) for image in images])
 
     def add_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray) -> None:
@@ -193,7 +197,7 @@ class SinogramProjector:
             Accumulators of `new_sums`.
         views : ndarray of int
         data : ndarray
-            float32 (n, views, radial, tof, plane).
+            (n, views, radial, tof, plane), float32 or unsigned integers.
         """
         self._back(kernels.ADJOINT, sums, views, data, sums[:, 0])
 
@@ -204,4 +208,4 @@ class SinogramProjector:
     def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
         _, ends = self._views(views)
         kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._z_geometry,
-                             self._tof, self._cdf, images, np.ascontiguousarray(data, np.float32), sums)  # fmt: skip
+                             self._tof, self._cdf, images, np.ascontiguousarray(data), sums)  # fmt: skip
