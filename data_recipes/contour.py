@@ -149,9 +149,7 @@ def _cold_lungs(smooth: np.ndarray, depth: np.ndarray, grid: Grid) -> np.ndarray
 
 
 def _center_mm(mask: np.ndarray, grid: Grid) -> tuple[float, float, float]:
-    x, y, z = (
-        o + d * c for o, d, c in zip(grid.origin_mm, grid.spacing_mm, ndimage.center_of_mass(mask), strict=True)
-    )
+    x, y, z = (o + d * c for o, d, c in zip(grid.origin_mm, grid.spacing_mm, ndimage.center_of_mass(mask), strict=True))
     return float(x), float(y), float(z)
 
 

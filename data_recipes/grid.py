@@ -59,9 +59,7 @@ class Grid:
     @property
     def center_mm(self) -> tuple[float, float, float]:
         """RAS+ mm of the middle of the grid."""
-        x, y, z = (
-            o + (n - 1) / 2 * d for o, n, d in zip(self.origin_mm, self.shape, self.spacing_mm, strict=True)
-        )
+        x, y, z = (o + (n - 1) / 2 * d for o, n, d in zip(self.origin_mm, self.shape, self.spacing_mm, strict=True))
         return x, y, z
 
     def axis_mm(self, axis: int) -> np.ndarray:

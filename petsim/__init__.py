@@ -1,3 +1,15 @@
 """petsim: what a PET scanner would have recorded at each dose, and the images it would have shown."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `petsim --help` does not wait for numba.
+    if name == "simulate":
+        from petsim.api import simulate
+
+        return simulate
+    raise AttributeError(f"module 'petsim' has no attribute '{name}'")

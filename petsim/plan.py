@@ -142,7 +142,7 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
 
 def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettings) -> tuple[Subject, float]:
     """The axial part of the subject that is scanned, and the scanner's center."""
-    from petsim.resample import crop_axially
+    from data_recipes.resample import crop_axially
 
     bottom = subject.grid.origin_mm[2] - subject.grid.spacing_mm[2] / 2
     top = bottom + subject.grid.extent_mm[2]
@@ -179,9 +179,7 @@ def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
         return PHANTOM_FOV_MM
     assert subject.mu_per_cm is not None
     body = (subject.mu_per_cm > 0).any(axis=2)
-    radius = np.hypot(
-        (subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :]
-    )
+    radius = np.hypot((subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :])
     if not body.any():
         raise DataError(f"{subject.name}: the mu-map is empty; no body was found")
     widest = float(radius[body].max()) + max(subject.grid.spacing_mm[:2])
@@ -189,9 +187,7 @@ def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
 
 
 def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: float) -> float:
-    radius = np.hypot(
-        (subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :]
-    )
+    radius = np.hypot((subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :])
     column = subject.activity_bqml.sum(axis=2, dtype=np.float64)
     return float(column[radius <= fov / 2].sum() / column.sum())
 

@@ -129,9 +129,7 @@ def outline(scene: Scene) -> None:
         profiles = [body.trunk(skin=skin), body.thigh(1.0, skin=skin), body.thigh(-1.0, skin=skin)]
         for profile in profiles:
             a, b, x, y = profile.at(profile.z)
-            box = canvas.box(
-                [(x - a).min(), (y - b).min(), profile.z[0]], [(x + a).max(), (y + b).max(), profile.z[-1]]
-            )
+            box = canvas.box([(x - a).min(), (y - b).min(), profile.z[0]], [(x + a).max(), (y + b).max(), profile.z[-1]])
             add(target, box, canvas.tube(box, profile))
         line, radius = body.arm()
         radius = radius + (0.22 * body.fat_mm + 1.5 if skin else 0.0)
@@ -359,9 +357,7 @@ def vessels_and_heart(scene: Scene) -> None:
     scene.pipe("blood_pool", "blood_pool", aorta, [15, 15, 14, 13, 13, 12, 12, 12, 11, 11, 10, 9, 9])
     scene.pipe("blood_pool", "blood_pool", [(23, 14, 340), (25, 12, 380), (24, 10, 440)], 9)
     scene.pipe("blood_pool", "blood_pool", [(22, 4, 540), (20, y(620) + 30, 620), (18, y(735) + 30, 735)], 10.5)
-    scene.pipe(
-        "blood_pool", "blood_pool", [(-12, 36, 446), (-16, 22, 420), (8, 0, 420), (42, -4, 426)], [13, 13, 11, 9]
-    )
+    scene.pipe("blood_pool", "blood_pool", [(-12, 36, 446), (-16, 22, 420), (8, 0, 420), (42, -4, 426)], [13, 13, 11, 9])
     scene.pipe("blood_pool", "blood_pool", [(-16, 20, 418), (-32, 2, 412), (-48, -8, 418)], [12, 10, 8])
     for side in (1.0, -1.0):
         scene.pipe(
@@ -405,9 +401,7 @@ def vessels_and_heart(scene: Scene) -> None:
     # Fasting uptake is patchy: lateral wall and base keep more than septum and apex.
     patchy = hot * np.clip(1 + 0.13 * scene.canvas.rough[box] + 0.004 * along, 0.5, 1.5)
     scene.paint(box, np.maximum(outer, base), "myocardium", "myocardium", patchy.astype(np.float32))
-    _, inner = scene.blob_distance(
-        ventricle - 5 * axes[2] * [1, 1, -1], np.array([22, 22, 38]) * size, axes=axes, box=box
-    )
+    _, inner = scene.blob_distance(ventricle - 5 * axes[2] * [1, 1, -1], np.array([22, 22, 38]) * size, axes=axes, box=box)
     scene.paint(box, inner, "blood_pool", "blood_pool")
 
 
@@ -555,9 +549,7 @@ def head(scene: Scene) -> None:
     base = np.float32(body.z(123)) + 0.14 * y - z
     vault = np.maximum(vault, base) + 0.5 * canvas.rough[box]
     _, fossa = scene.blob_distance((0, -46, 138), (46, 32, 30), head=True, box=box)
-    temples = [
-        scene.blob_distance((44, 8, 124), (20, 40, 22), side=side, head=True, box=box)[1] for side in (1.0, -1.0)
-    ]
+    temples = [scene.blob_distance((44, 8, 124), (20, 40, 22), side=side, head=True, box=box)[1] for side in (1.0, -1.0)]
     inside = smooth_union(smooth_union(vault, fossa, 8.0), np.minimum(*temples), 8.0)
     scene.paint(box, inside - 6.5, "skull", "skull")
     face(scene)

@@ -19,9 +19,7 @@ _MARGIN_MM = 10.0
 _MAX_WARP_MM = 7.0
 
 
-def smooth_field(
-    rng: np.random.Generator, grid: Grid, knot_mm: float, span_mm: tuple[float, float, float]
-) -> np.ndarray:
+def smooth_field(rng: np.random.Generator, grid: Grid, knot_mm: float, span_mm: tuple[float, float, float]) -> np.ndarray:
     """A random field of mean 0 and variance near 1 that varies over some `knot_mm`.
 
     A cubic B-spline with independent normal coefficients. The number of draws depends on `span_mm` alone, so that a

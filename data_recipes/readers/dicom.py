@@ -161,9 +161,7 @@ def _units(first: Slice, stated: Stated) -> str:
             raise DataError(f"{first.file}: tag Units is missing; state it with --source-units bqml or suv")
         return stated.units
     if tag == "GML" and text(first, "SUVType") not in ("", "BW"):
-        raise DataError(
-            f"{first.file}: SUVType is {text(first, 'SUVType')}; only SUV by body weight (BW) can become Bq/mL"
-        )
+        raise DataError(f"{first.file}: SUVType is {text(first, 'SUVType')}; only SUV by body weight (BW) can become Bq/mL")
     unit = {"BQML": "bqml", "GML": "suv"}.get(tag)
     if unit is None:
         raise DataError(f"{first.file}: Units is {tag}; export the series in BQML (Bq/mL)")

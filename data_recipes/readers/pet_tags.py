@@ -20,6 +20,7 @@ CLOCK_S = 1.0
 LONGEST_UPTAKE_HALF_LIVES = 6
 SMALLEST_DOSE_BQ = 1e5
 
+
 @dataclass(frozen=True)
 class Timing:
     """When a series was measured.
@@ -80,9 +81,7 @@ def find_dose_mbq(item: Slice, info: pydicom.Dataset | None) -> float | None:
     if dose is None or dose == 0:
         return None
     if dose < SMALLEST_DOSE_BQ:
-        raise DataError(
-            f"{item.file}: RadionuclideTotalDose is {dose:g} Bq, plainly not in Bq (MBq?); give --activity-mbq"
-        )
+        raise DataError(f"{item.file}: RadionuclideTotalDose is {dose:g} Bq, plainly not in Bq (MBq?); give --activity-mbq")
     return dose * 1e-6
 
 
@@ -234,9 +233,7 @@ def _mean_stretch(iso: Isotope, duration: float) -> float:
     return -x / math.expm1(-x)
 
 
-def _frame_starts(
-    slices: tuple[Slice, ...], iso: Isotope, start: datetime | None, lasts: list[float]
-) -> list[list[float]]:
+def _frame_starts(slices: tuple[Slice, ...], iso: Isotope, start: datetime | None, lasts: list[float]) -> list[list[float]]:
     readings: list[list[float]] = []
     moments = [_moment(item, "Acquisition") for item in slices]
     first: float | None = None
@@ -247,9 +244,7 @@ def _frame_starts(
     offsets = [number(item, "FrameReferenceTime") for item in slices]
     if all(o is not None for o in offsets):
         begins = [o * 1e-3 for o in offsets if o is not None]
-        means = [
-            t - math.log(_mean_stretch(iso, d)) / iso.decay_per_s for t, d in zip(begins, lasts, strict=True)
-        ]
+        means = [t - math.log(_mean_stretch(iso, d)) / iso.decay_per_s for t, d in zip(begins, lasts, strict=True)]
         readings += [r for r in (begins, means) if first is None or abs(min(r) - first) <= CLOCK_S]
     return readings
 

@@ -232,9 +232,7 @@ def _stack(slices: list[Slice]) -> np.ndarray:
         try:
             pixels = item.tags.pixel_array
         except (ValueError, RuntimeError, NotImplementedError, AttributeError, EOFError) as error:
-            raise DataError(
-                f"{item.file}: PixelData cannot be decoded; copy the file again, or uncompress it"
-            ) from error
+            raise DataError(f"{item.file}: PixelData cannot be decoded; copy the file again, or uncompress it") from error
         if pixels.ndim != 2:
             raise DataError(f"{item.file}: PixelData has {pixels.ndim} dimensions where 2 are needed (no color)")
         planes.append((pixels.T * slope + (intercept or 0.0)).astype(np.float32))

@@ -92,9 +92,7 @@ class Scanner:
             )
         if not 0 <= self.max_ring_difference < self.rings:
             raise DataError(f"scanner {self.name}: max_ring_difference must be 0 to {self.rings - 1}")
-        if (self.tof_fwhm_ps is None) != (self.tof_bin_ps is None) or (self.tof_bin_ps is None) != (
-            self.tof_bins is None
-        ):
+        if (self.tof_fwhm_ps is None) != (self.tof_bin_ps is None) or (self.tof_bin_ps is None) != (self.tof_bins is None):
             raise DataError(f"scanner {self.name}: tof_fwhm_ps, tof_bin_ps and tof_bins go together")
 
     @property

@@ -209,10 +209,7 @@ def _to_bins(sheared, weights, steps_of, bins, values):
             for p in range(BLOCK):
                 out[p] += (
                     (w0 * sheared[s, p] + w1 * sheared[s + 1, p]) + (w2 * sheared[s + 2, p] + w3 * sheared[s + 3, p])
-                ) + (
-                    (w4 * sheared[s + 4, p] + w5 * sheared[s + 5, p])
-                    + (w6 * sheared[s + 6, p] + w7 * sheared[s + 7, p])
-                )
+                ) + ((w4 * sheared[s + 4, p] + w5 * sheared[s + 5, p]) + (w6 * sheared[s + 6, p] + w7 * sheared[s + 7, p]))
             s += 8
         while s < end:
             w0 = w[s]

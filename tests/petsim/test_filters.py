@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from data_recipes.grid import Grid
+from data_recipes.resample import crop_axially, resample, resample_labels
 from petsim.filters import gaussian
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
-from petsim.resample import crop_axially, resample, resample_labels
 
 
 def test_gaussian_has_the_wanted_width_and_conserves_the_total():

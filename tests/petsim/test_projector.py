@@ -194,7 +194,7 @@ def test_point_source_spreads_over_tof_bins_as_a_gaussian():
         mean = weight @ centers
         assert abs(mean - along) < 1.5
         cut = 3.0
-        kernel = 1 - 2 * cut * np.exp(-cut**2 / 2) / np.sqrt(2 * np.pi) / 0.9973002039367398
+        kernel = 1 - 2 * cut * np.exp(-(cut**2) / 2) / np.sqrt(2 * np.pi) / 0.9973002039367398
         variance = weight @ (centers - mean) ** 2
         assert abs(variance / (layout.tof_sigma_mm**2 * kernel + layout.tof_bin_mm**2 / 12) - 1) < 0.02
 

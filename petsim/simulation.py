@@ -8,6 +8,7 @@ import numpy as np
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
+from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import NOT_MODELED, AcquisitionModel
 from petsim.dose import DoseLadder
 from petsim.filters import gaussian
@@ -17,7 +18,6 @@ from petsim.physics.normalization import counts_per_activity, crystal_efficienci
 from petsim.plan import Plan
 from petsim.projectors.sinogram import SinogramProjector
 from petsim.recon.osem import osem
-from petsim.resample import resample, resample_labels
 from petsim.settings import SimulationSettings
 
 Progress = Callable[[str, float], None]
@@ -215,9 +215,7 @@ def simulate_plan(
         noise_free=noise_free,
         activity_bqml=truth,
         mu_per_cm=resample(plan.subject.mu_per_cm, plan.subject.grid, plan.grid),  # pyright: ignore[reportArgumentType]
-        labels=None
-        if plan.subject.labels is None
-        else resample_labels(plan.subject.labels, plan.subject.grid, plan.grid),
+        labels=None if plan.subject.labels is None else resample_labels(plan.subject.labels, plan.subject.grid, plan.grid),
         counts=counts,
         sinograms=sinograms if keep_sinograms else None,
         provenance=_provenance(plan, settings, scale),
@@ -279,7 +277,7 @@ class _Reconstructor:
         assert subject.mu_per_cm is not None
         mu = resample(subject.mu_per_cm, subject.grid, plan.grid)
         self.psf_mm = plan.scanner.resolution_fwhm_mm
-        self.inside = plain._mask  # noqa: SLF001
+        self.inside = plain._mask
         self.sensitivities = []
         for subset in range(plan.preset.subsets):
             sums = plain.new_sums(1)

@@ -1,0 +1,352 @@
+"""The `petsim` command. Only what parsing needs is imported here; the rest when a command runs."""
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+from data_recipes.errors import DataError, UsageError
+from petsim.settings import DRF_SETS, PRESETS, FullDose, SimulationSettings
+
+
+@dataclass(frozen=True)
+class MakeDataset:
+    """Make a dose ladder of every subject: counts and images at full and at low dose."""
+
+    source: Positional[tuple[str, ...]] = ()
+    """PET DICOM folder or NIfTI file, several allowed. None: generated whole-body patients."""
+    out: str = "petsim-dataset"
+    """Folder of the dataset."""
+    drf: tuple[str, ...] = ("4", "10", "20", "100")
+    """Dose reduction factors; full dose (1) is always made."""
+    drf_set: Literal["map-diff", "udpet", "unipet"] | None = None
+    """A known set of factors instead: map-diff 2 4 10 20, udpet 4 10 20 50 100, unipet 2 3 6 12."""
+    scanner: str = "biograph_vision_quadra"
+    """Scanner, see `petsim scanners`, or a TOML file."""
+    mode: Literal["thin"] = "thin"
+    """How counts are reduced: thin = counts / DRF, binomially, at the rates of the full dose."""
+    realizations: int = 1
+    """Independent noise realizations a dose."""
+    save: tuple[Literal["recon", "sinogram"], ...] = ("recon",)
+    """What is stored."""
+    seed: int = 0
+    """Seed of patients and noise."""
+    subjects: int = 4
+    """Number of generated patients."""
+    preset: str | None = None
+    """fast, standard or full. Default: fast for generated patients, standard for images."""
+    full_dose: FullDose | None = None
+    """source: DRF 1 is the image itself and noise is inserted for lower doses (default for images); simulated: DRF 1 is
+    a new reconstruction (generated patients)."""
+    voxel_mm: float | None = None
+    """Transaxial voxel of the images."""
+    iterations: int | None = None
+    """OSEM iterations."""
+    subsets: int | None = None
+    """OSEM subsets."""
+    filter_mm: float | None = None
+    """FWHM of the Gaussian post-filter."""
+    duration_s: float | None = None
+    """Scan duration. Default: the source's, else the scanner's protocol."""
+    activity_mbq: float | None = None
+    """Injected activity. Default: the source's, else the scanner's protocol."""
+    uptake_s: float | None = None
+    """Seconds from injection to scan start."""
+    weight_kg: float | None = None
+    """Body weight of an image's patient."""
+    counts: float | None = None
+    """Expected prompts at full dose, instead of what activity, duration and sensitivity give."""
+    source_units: Literal["bqml", "suv"] | None = None
+    """Units of images that do not say."""
+    source_fwhm_mm: float | None = None
+    """Resolution that the source image has. Default: 1.5 voxels, marked as estimated."""
+    sidecar: str | None = None
+    """JSON or CSV that goes with a NIfTI image (weight, activity, times)."""
+    ct: str | None = None
+    """CT of the subject (DICOM folder, or NIfTI in HU) for attenuation."""
+    ct_kvp: float | None = None
+    """Tube voltage of a CT that does not say."""
+    mu: str | None = None
+    """mu-map of the subject, NIfTI in 1/cm."""
+    fov_mm: float | None = None
+    """Transaxial field of view. Default: 480 for generated patients, else what the body needs."""
+    center_mm: float | None = None
+    """Axial position of the subject (patient z) that lies at the scanner's center."""
+    slab: float | None = None
+    """Axial length in mm of a short part to simulate, as a preview."""
+    memory_gb: float = 8.0
+    """Memory a worker may use; what does not fit is computed anew (slower, same numbers)."""
+    workers: int = 1
+    """Processes; results do not depend on it."""
+    shard: str = "1/1"
+    """I/N: make every N-th subject, starting with the I-th (for job arrays)."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where projections run."""
+    overwrite: bool = False
+    """Replace a dataset that was made with other settings."""
+    dry_run: bool = False
+    """Write nothing; print how the source was read, counts, noise, time, memory and disk."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check a dataset: schema, hashes, finite values, count statistics."""
+
+    dataset: Positional[str]
+    """Folder of the dataset."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained HTML page about a dataset."""
+
+    dataset: Positional[str]
+    """Folder of the dataset."""
+    out: str | None = None
+    """HTML file. Default: report.html in the dataset's folder."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dataset's images as NIfTI files."""
+
+    dataset: Positional[str]
+    """Folder of the dataset."""
+    out: str
+    """Folder for the NIfTI files."""
+    unit: Literal["bqml", "suv"] = "bqml"
+    """Unit of activity images."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Scanners:
+    """List the scanners, or print one with the source of every field."""
+
+    name: Positional[str | None] = None
+    """Name of a scanner."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+Command = Annotated[
+    Annotated[MakeDataset, subcommand("make-dataset")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Scanners, subcommand("scanners")],
+    FlagCreatePairsOff,
+    OmitArgPrefixes,
+    arg(name=""),
+]
+
+
+def main() -> None:
+    """Entry point: parse, run, and turn errors into one line and an exit status."""
+    try:
+        command = parse(sys.argv[1:])
+        result = _run(command)
+        if command.json:
+            print(json.dumps(result))
+    except UsageError as error:
+        _fail(error, 2)
+    except DataError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        print("petsim: interrupted; run the same command again to complete the dataset", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        _fail(DataError("memory ran out; lower --memory-gb, use --preset fast or fewer --workers"), 1)
+    if isinstance(command, Verify) and result["problems"]:
+        sys.exit(1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    print("petsim: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def parse(argv: list[str]) -> Any:
+    """Command line to one of the command dataclasses; a wrong one raises `UsageError` with a single line."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(Command, prog="petsim", args=argv, description=__import__("petsim").__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = []
+        for line in captured.getvalue().splitlines():
+            text = line.strip("│╭╮╰╯─ ")
+            if line.startswith("│ ──") or line.startswith("╰"):
+                break
+            if line.startswith("│") and text:
+                lines.append(text)
+        raise UsageError((" ".join(lines) or "wrong command line") + "; see petsim --help") from None
+
+
+def _run(command: Any) -> dict[str, Any]:
+    if isinstance(command, MakeDataset):
+        return _make_dataset(command)
+    if isinstance(command, Verify):
+        return _verify(command)
+    if isinstance(command, Report):
+        return _report(command)
+    if isinstance(command, Export):
+        return _export(command)
+    return _scanners(command)
+
+
+def parse_drfs(command: MakeDataset) -> tuple[float, ...]:
+    """Dose reduction factors of the command line."""
+    if command.drf_set is not None:
+        return DRF_SETS[command.drf_set]
+    values = []
+    for text in command.drf:
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise UsageError(f"--drf: '{text}' is not a number; give factors such as --drf 4 10 20 100") from None
+    for value in values:
+        if not 1 <= value < float("inf"):
+            raise UsageError(f"--drf: {value:g} is not a dose reduction factor; it must be 1 (full dose) or more")
+    if len(set(values)) != len(values):
+        twice = sorted({f"{v:g}" for v in values if values.count(v) > 1})
+        raise UsageError(f"--drf: {', '.join(twice)} is given twice; name every factor once")
+    if not values:
+        raise UsageError("--drf: no factor given; give factors such as --drf 4 10 20 100")
+    return tuple(sorted(values))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """I/N with 1 <= I <= N."""
+    first, slash, last = text.partition("/")
+    if slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last):
+        return int(first), int(last)
+    raise UsageError(f"--shard: '{text}' is not I/N with 1 <= I <= N, such as 1/8")
+
+
+def request_of(command: MakeDataset) -> Any:
+    """The request that a make-dataset command stands for."""
+    from petsim.dataset import ReadOptions, Request, check_request
+
+    images = bool(command.source)
+    settings = SimulationSettings(
+        drf=parse_drfs(command), scanner=command.scanner, mode=command.mode,
+        preset=command.preset or ("standard" if images else "fast"),
+        seed=command.seed, realizations=command.realizations,
+        full_dose=command.full_dose or ("source" if images else "simulated"),
+        duration_s=command.duration_s, counts=command.counts, fov_mm=command.fov_mm, voxel_mm=command.voxel_mm,
+        iterations=command.iterations, subsets=command.subsets, filter_mm=command.filter_mm,
+        center_mm=command.center_mm, slab_mm=command.slab,
+    )  # fmt: skip
+    read = ReadOptions(
+        units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,
+        injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct, mu=command.mu, ct_kvp=command.ct_kvp,
+    )  # fmt: skip
+    request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb)
+    check_request(request)
+    return request
+
+
+def _make_dataset(command: MakeDataset) -> dict[str, Any]:
+    request = request_of(command)
+    shard = parse_shard(command.shard)
+    if command.workers < 1:
+        raise UsageError(f"--workers: must be at least 1, got {command.workers}")
+    from petsim.geometry.scanner import load_scanner
+
+    load_scanner(command.scanner)
+    if command.dry_run:
+        from petsim.preview import preview
+
+        result = preview(request)
+        _print_preview(result)
+        return result
+    from petsim.dataset import make_dataset
+    from petsim.progress import progress_bar
+
+    with progress_bar(len(range(shard[0] - 1, len(request.sources) or request.subjects, shard[1]))) as report:
+        result = make_dataset(request, command.workers, shard, command.overwrite, report)
+    for subject in result["subjects"]:
+        counts = ", ".join(f"DRF {d}: {n:,}" for d, n in subject.get("counts", {}).items())
+        print(f"{subject['name']}: {counts or 'already there'}")
+        for warning in subject.get("warnings", []):
+            print(f"  warning: {warning}")
+    print(f"{result['in_dataset']} subjects in {command.out}, {result['seconds']:.0f} s")
+    return result
+
+
+def _print_preview(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for k, v in value.items():
+                print(f"  {k}: {v}")
+        else:
+            print(f"{key}: {value}")
+
+
+def _verify(command: Verify) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.verify import verify
+
+    result = verify(Path(command.dataset))
+    for problem in result["problems"]:
+        print(f"problem: {problem}")
+    print(f"{result['subjects']} subjects, {len(result['problems'])} problems")
+    return result
+
+
+def _report(command: Report) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.report import write_report
+
+    path = write_report(Path(command.dataset), None if command.out is None else Path(command.out))
+    print(path)
+    return {"report": str(path)}
+
+
+def _export(command: Export) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.export import export_nifti
+
+    files = export_nifti(Path(command.dataset), Path(command.out), command.unit)
+    print(f"{len(files)} files in {command.out}")
+    return {"files": files}
+
+
+def _scanners(command: Scanners) -> dict[str, Any]:
+    import dataclasses
+
+    from petsim.geometry.scanner import load_scanner, scanner_names
+
+    if command.name is None:
+        for name in scanner_names():
+            scanner = load_scanner(name)
+            print(f"{name:26s} {scanner.title}, {scanner.axial_length_mm:.0f} mm axial field of view")
+        return {"scanners": scanner_names(), "presets": sorted(PRESETS)}
+    scanner = load_scanner(command.name)
+    fields = {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "name", "title")}
+    print(f"{scanner.name}: {scanner.title}")
+    for key, value in fields.items():
+        if key in scanner.sources:
+            print(f"  {key} = {value}\n      {scanner.sources[key]}")
+    return {"name": scanner.name, "title": scanner.title, "fields": fields, "sources": scanner.sources}

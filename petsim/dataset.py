@@ -1,0 +1,397 @@
+"""make-dataset: from sources to a folder of subjects' files. Wiring only, no physics."""
+
+import dataclasses
+import multiprocessing
+import os
+import platform
+import queue
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_recipes.errors import DataError, UsageError
+from data_recipes.subject import Subject
+from petsim.settings import SimulationSettings
+
+Report = Callable[[str, str, float], None]
+"""Told (subject, what is being done, fraction done)."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How image sources are read; `None` leaves a value to the source.
+
+    Parameters
+    ----------
+    units : str, optional
+        "bqml" or "suv".
+    sidecar : str, optional
+        JSON or CSV beside a NIfTI file.
+    fwhm_mm : float, optional
+        Resolution that the image has.
+    weight_kg, injected_mbq, uptake_s : float, optional
+    ct, mu : str, optional
+        CT or mu-map of the subject.
+    ct_kvp : float, optional
+    """
+
+    units: str | None = None
+    sidecar: str | None = None
+    fwhm_mm: float | None = None
+    weight_kg: float | None = None
+    injected_mbq: float | None = None
+    uptake_s: float | None = None
+    ct: str | None = None
+    mu: str | None = None
+    ct_kvp: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One subject to be made: a generated one (`seed`) or a source on disk (`path`)."""
+
+    name: str
+    seed: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that make-dataset was asked for.
+
+    Parameters
+    ----------
+    out : str
+        Folder of the dataset.
+    sources : tuple of str
+        Paths; empty for generated whole-body patients.
+    subjects : int
+        Number of generated patients.
+    settings : SimulationSettings
+    read : ReadOptions
+    save : tuple of str
+        "recon", and "sinogram" for the counts too.
+    memory_gb : float
+        Memory that one worker may use.
+    """
+
+    out: str
+    sources: tuple[str, ...] = ()
+    subjects: int = 4
+    settings: SimulationSettings = field(default_factory=SimulationSettings)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    save: tuple[str, ...] = ("recon",)
+    memory_gb: float = 8.0
+
+
+def jobs_of(request: Request) -> list[Job]:
+    """Subjects of a request, in a fixed order."""
+    if request.sources:
+        return [Job(name=f"source-{k + 1}", path=path) for k, path in enumerate(request.sources)]
+    first = request.settings.seed * 10_000
+    return [Job(name=f"phantom-{first + k:04d}", seed=first + k) for k in range(request.subjects)]
+
+
+def load_subject(job: Job, request: Request) -> Subject:
+    """Read or generate a job's subject, with attenuation."""
+    from data_recipes.contour import with_mu
+
+    options = request.read
+    if job.path is not None:
+        from data_recipes.readers.read import read_source
+
+        subject = read_source(
+            job.path, units=options.units, sidecar=options.sidecar, fwhm_mm=options.fwhm_mm, weight_kg=options.weight_kg,
+            injected_mbq=options.injected_mbq, uptake_s=options.uptake_s, duration_s=request.settings.duration_s,
+        )  # fmt: skip
+        return with_mu(subject, ct=options.ct, mu=options.mu, kvp=options.ct_kvp)
+    from data_recipes.phantoms.whole_body import whole_body
+    from petsim.geometry.scanner import load_scanner
+
+    assert job.seed is not None
+    scanner = load_scanner(request.settings.scanner)
+    uptake = scanner.protocol_uptake_s if options.uptake_s is None else options.uptake_s
+    if options.injected_mbq is None:
+        return whole_body(job.seed, mbq_per_kg=scanner.protocol_mbq_per_kg, uptake_s=uptake)
+    weight = whole_body(job.seed, spacing_mm=(8.0, 8.0, 8.0)).injection.weight_kg
+    assert weight is not None
+    return whole_body(job.seed, mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)
+
+
+def configuration(request: Request) -> dict[str, Any]:
+    """What changes numbers, as JSON: settings, how sources are read, the scanner's content. No path, host or worker."""
+    from petsim.geometry.scanner import load_scanner
+
+    scanner = load_scanner(request.settings.scanner)
+    read = {k: v for k, v in dataclasses.asdict(request.read).items() if k not in ("sidecar", "ct", "mu")}
+    read["attenuation"] = "ct" if request.read.ct else "given" if request.read.mu else "default"
+    for k, path in (("ct", request.read.ct), ("mu", request.read.mu), ("sidecar", request.read.sidecar)):
+        if path:
+            read[f"{k}_sha256"] = _content_sha256(Path(path))
+    settings = dataclasses.asdict(request.settings)
+    settings["drf"] = list(request.settings.ladder())
+    settings["scanner"] = scanner.name
+    return {
+        **settings,
+        "preset_values": dataclasses.asdict(request.settings.resolved_preset()),
+        "scanner_fields": {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title")},
+        "read": read,
+        "source": "image" if request.sources else "whole-body",
+        "save": sorted(request.save),
+    }
+
+
+def _content_sha256(path: Path) -> str:
+    """Hash of a file, or of all files of a folder in the order of their own hashes (names do not count)."""
+    import hashlib
+
+    if not path.exists():
+        raise DataError(f"{path.name}: no such file or folder; check the name")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digests = sorted(hashlib.sha256(p.read_bytes()).hexdigest() for p in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def make_dataset(
+    request: Request,
+    workers: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    report: Report = lambda subject, what, fraction: None,
+) -> dict[str, Any]:
+    """Make every subject that is not there yet, and the index.
+
+    Parameters
+    ----------
+    request : Request
+    workers : int
+        Processes; results do not depend on it.
+    shard : tuple of int
+        (I, N): make every N-th subject, starting with the I-th.
+    overwrite : bool
+        Remove a dataset made with other settings first.
+    report : callable
+
+    Returns
+    -------
+    dict
+        subjects (name, whether made or found, counts by DRF), seconds.
+
+    Raises
+    ------
+    UsageError, DataError
+    """
+    from petsim.cache.store import sha256_of, write_index
+
+    started = time.monotonic()
+    out = Path(request.out)
+    digest = sha256_of(configuration(request))
+    jobs = jobs_of(request)[shard[0] - 1 :: shard[1]]
+    _open_folder(out, digest, overwrite)
+    done: list[dict[str, Any]] = []
+    if workers == 1:
+        for job in jobs:
+            done.append(make_subject(job, request, digest, report))
+    else:
+        done = _in_processes(jobs, request, digest, workers, report)
+    index = write_index(out)
+    return {"subjects": done, "in_dataset": len(index["subjects"]), "seconds": round(time.monotonic() - started, 2)}
+
+
+def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
+    """Create the folder; refuse or clear one that holds a dataset made with other settings."""
+    from petsim.cache.store import INDEX, SubjectFile, subject_files
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
+    for path in subject_files(out):
+        with SubjectFile(path) as f:
+            same = f.h5.attrs["configuration_sha256"] == digest
+        if not same and not overwrite:
+            raise DataError(
+                f"--out {out.name}: {path.name} was made with other settings; choose another folder, or add --overwrite to "
+                "remove that dataset"
+            )
+        if not same:
+            path.unlink()
+            (out / INDEX).unlink(missing_ok=True)
+
+
+def make_subject(job: Job, request: Request, digest: str, report: Report) -> dict[str, Any]:
+    """Simulate one subject and write its file, unless that is there."""
+    from petsim.cache.store import SubjectFile, write_subject
+    from petsim.plan import memory_budget, plan_subject
+    from petsim.simulation import simulate_plan
+
+    out = Path(request.out)
+    if job.seed is not None and (out / f"{job.name}.h5").exists():
+        return {"name": job.name, "made": False}
+    report(job.name, "reading", 0.0)
+    subject = load_subject(job, request)
+    path = out / f"{subject.name}.h5"
+    if path.exists():
+        with SubjectFile(path):
+            return {"name": subject.name, "made": False}
+    plan = plan_subject(subject, request.settings)
+    _check_disk(out, plan, request)
+    result = simulate_plan(
+        plan, request.settings, memory_budget(request.memory_gb), "sinogram" in request.save,
+        lambda what, fraction: report(job.name, what, fraction),
+    )  # fmt: skip
+    report(job.name, "writing", 1.0)
+    write_subject(path, _record(plan.subject, result, request, digest))
+    return {
+        "name": subject.name,
+        "made": True,
+        "counts": {f"{row['drf']:g}": row["prompts"] for row in result.counts if row["realization"] == 0},
+        "warnings": result.provenance["warnings"],
+    }
+
+
+def bytes_on_disk(plan: Any, request: Request) -> float:
+    """Size of a subject's file."""
+    import math
+
+    doses, realizations = len(request.settings.ladder()), request.settings.realizations
+    voxels = math.prod(plan.grid.shape)
+    padded = math.prod(32 * math.ceil(n / 32) for n in plan.grid.shape)
+    sinogram = 2 * doses * realizations * math.prod(plan.layout.shape) if "sinogram" in request.save else 0
+    return 2 * padded * doses * realizations + 7 * max(voxels, padded) + sinogram + 1e5
+
+
+def _check_disk(out: Path, plan: Any, request: Request) -> None:
+    free, needed = shutil.disk_usage(out).free, bytes_on_disk(plan, request)
+    if needed > free:
+        raise DataError(
+            f"--out {out.name}: a subject needs {needed / 1e6:.0f} MB but {free / 1e6:.0f} MB are free; free some space or "
+            "choose another disk"
+        )
+
+
+def _record(subject: Subject, result: Any, request: Request, digest: str) -> Any:
+    """What is stored of a simulation."""
+    import numpy as np
+
+    from petsim.cache.schema import FLOAT_ROWS, INTEGER_ROWS, SubjectRecord
+
+    shape = result.images.shape[:2]
+    doses = {name: np.full(shape, np.nan) for name in FLOAT_ROWS} | {n: np.zeros(shape, np.int64) for n in INTEGER_ROWS}
+    for row in result.counts:
+        where = result.drfs.index(row["drf"]), row["realization"]
+        for name, values in doses.items():
+            if row[name] is not None:
+                values[where] = row[name]
+    source = dict(subject.provenance)
+    return SubjectRecord(
+        name=subject.name,
+        shape=result.grid.shape,
+        spacing_mm=result.grid.spacing_mm,
+        origin_mm=result.grid.origin_mm,
+        suv_factor=subject.suv_factor(),
+        drfs=result.drfs,
+        images=result.images,
+        noise_free=result.noise_free,
+        activity=result.activity_bqml,
+        mu=result.mu_per_cm,
+        labels=result.labels,
+        sinogram=None if result.sinograms is None else np.stack(result.sinograms, axis=1),
+        doses=doses,
+        label_names=subject.label_names,
+        mode=request.settings.mode,
+        seed=request.settings.seed,
+        configuration=configuration(request),
+        configuration_sha256=digest,
+        provenance={
+            **result.provenance,
+            "source": source,
+            "source_sha256": subject.content_sha256,
+            "injection": dataclasses.asdict(subject.injection),
+        },
+        versions=_versions(),
+        license=str(source.get("license", "unknown: ask whoever gave the source")),
+        origin=str(source.get("kind", "unknown")),
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from petsim import __version__
+
+    packages = ("numpy", "numba", "scipy", "h5py")
+    return {"petsim": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _in_processes(jobs: Sequence[Job], request: Request, digest: str, workers: int, report: Report) -> list[dict[str, Any]]:
+    """Make subjects in a pool of spawned processes; the first error ends it."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    done: dict[str, dict[str, Any]] = {}
+    with context.Manager() as manager:
+        messages = manager.Queue()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, messages))
+        try:
+            waiting = {pool.submit(_work, job, request, digest): job.name for job in jobs}
+            while waiting:
+                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                _pass_on(messages, report)
+                for future in finished:
+                    done[waiting.pop(future)] = future.result()
+        except BaseException:
+            for process in list((pool._processes or {}).values()):  # noqa: SLF001
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        pool.shutdown()
+    return [done[job.name] for job in jobs]
+
+
+def _pass_on(messages: Any, report: Report) -> None:
+    while True:
+        try:
+            report(*messages.get_nowait())
+        except queue.Empty:
+            return
+
+
+_messages: Any = None
+
+
+def _start_worker(threads: int, messages: Any) -> None:
+    import signal
+
+    import numba
+
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    global _messages
+    _messages = messages
+
+
+def _work(job: Job, request: Request, digest: str) -> dict[str, Any]:
+    return make_subject(job, request, digest, lambda *message: _messages.put(message))
+
+
+def check_request(request: Request) -> None:
+    """Refuse flags that do not go together."""
+    settings = request.settings
+    if request.subjects < 1:
+        raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")
+    if settings.full_dose == "source" and not request.sources:
+        raise UsageError("--full-dose source: generated patients have no measured image; leave the flag out")
+    if request.sources:
+        return
+    for flag, value in (("--ct", request.read.ct), ("--mu", request.read.mu), ("--source-units", request.read.units),
+                        ("--sidecar", request.read.sidecar), ("--source-fwhm-mm", request.read.fwhm_mm)):  # fmt: skip
+        if value is not None:
+            raise UsageError(f"{flag}: needs a SOURCE; generated patients bring their own")
