@@ -1,0 +1,483 @@
+"""Figures of dose ladders: projections, slices, attenuation, counts and noise.
+
+Every function returns a `matplotlib.figure.Figure` and touches no global state. Images are (x, y, z) with axes to the
+patient's right, front and head; they are shown in radiological convention.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MIP_SUV = 7.0
+SLICE_SUV = 5.0
+"""Upper ends of the gray scales of projections and slices."""
+
+MU_TOP = 0.15
+"""Upper end of the gray scale of mu-maps, 1/cm."""
+
+MU_CONTOURS = ((0.06, "#1666c5", "soft\ntissue"), (0.115, "#d9660a", "bone"))
+"""Level in 1/cm (halfway from lung to soft tissue, and from there to bone); color; what the contour bounds."""
+
+_BODY_MU = 0.013
+
+_WIDTH = 11.2
+_MAX_HEIGHT = 13.0
+_MAX_INCH_PER_MM = 0.0075
+_GAP, _TITLE, _BAR, _EDGE = 0.09, 0.36, 0.62, 0.02
+_COLUMNS = 7
+_INK, _SOFT = "#1d232b", "#66707c"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inverse gray scale: white at 0, black at `top`.
+
+    Parameters
+    ----------
+    factor : float
+        Displayed value for 1 Bq/mL.
+    top : float
+        Displayed value that is black.
+    unit : str
+    """
+
+    factor: float
+    top: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image with the two lines above it.
+
+    Parameters
+    ----------
+    title, subtitle : str
+    image : ndarray
+        (x, y, z) in Bq/mL.
+    """
+
+    title: str
+    subtitle: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """A sphere to be outlined.
+
+    Parameters
+    ----------
+    center : tuple of float
+        Voxel indices.
+    diameter_mm : float
+    """
+
+    center: tuple[float, float, float]
+    diameter_mm: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Counts and noise of one subject.
+
+    Parameters
+    ----------
+    name : str
+    drfs : sequence of float
+        1 first.
+    prompts, cov : ndarray
+        (dose, realization); COV as a fraction, NaN where it was not measured.
+    noise_free_cov : float, optional
+        COV of the reference: what structure alone gives.
+    """
+
+    name: str
+    drfs: Sequence[float]
+    prompts: np.ndarray
+    cov: np.ndarray
+    noise_free_cov: float | None = None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    pixels: np.ndarray
+    size_mm: tuple[float, float]
+    side: str
+    top: float
+    title: tuple[str, str] = ("", "")
+    cmap: str = "gray_r"
+    circle: tuple[float, float, float] | None = None
+    mu: np.ndarray | None = None
+
+
+def displayed(plane: np.ndarray) -> np.ndarray:
+    """Rows and columns of a plane as radiologists see it.
+
+    Parameters
+    ----------
+    plane : ndarray
+        (x, z) coronal, (y, z) sagittal or (x, y) axial; indices rise to the patient's right, front and head.
+
+    Returns
+    -------
+    ndarray
+        (row, column), first row on top: the patient's right (sagittal: front) on the left, the head (axial: front) on top.
+    """
+    return plane[::-1, ::-1].T
+
+
+def coronal_mip(image: np.ndarray) -> np.ndarray:
+    """Maximum-intensity projection seen from the front, (row, column) as displayed."""
+    return displayed(image.max(axis=1))
+
+
+def display_window(reference_bqml: np.ndarray, suv_factor: float | None, top_suv: float) -> Window:
+    """Gray scale for all doses of a subject.
+
+    Parameters
+    ----------
+    reference_bqml : ndarray
+        Image with the least noise.
+    suv_factor : float, optional
+        SUV for 1 Bq/mL. None: kBq/mL up to the 99th percentile of the body, rounded to two digits.
+    top_suv : float
+    """
+    if suv_factor is not None:
+        return Window(suv_factor, top_suv, "SUV")
+    positive = reference_bqml[reference_bqml > 0]
+    if not positive.size:
+        return Window(1e-3, 1.0, "kBq/mL")
+    top = float(np.percentile(positive[positive > 0.1 * positive.mean()], 99)) * 1e-3
+    return Window(1e-3, float(f"{top:.2g}"), "kBq/mL")
+
+
+def body_box(
+    mu_per_cm: np.ndarray, spacing_mm: tuple[float, float, float], margin_mm: float = 15.0
+) -> tuple[slice, slice, slice]:
+    """Part of the grid that holds the body and a margin; all of it where the mu-map is empty.
+
+    Parameters
+    ----------
+    mu_per_cm : ndarray
+        (x, y, z) in 1/cm.
+    spacing_mm : tuple of float
+    margin_mm : float
+    """
+    body = mu_per_cm > _BODY_MU
+    if not body.any():
+        return slice(None), slice(None), slice(None)
+    box = []
+    for axis, step in enumerate(spacing_mm):
+        filled = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = math.ceil(margin_mm / step)
+        box.append(slice(max(0, int(filled[0]) - margin), min(body.shape[axis], int(filled[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def mip_figure(shown: Sequence[Shown], spacing_mm: tuple[float, float, float], window: Window) -> "Figure":
+    """Coronal maximum-intensity projections side by side.
+
+    Parameters
+    ----------
+    shown : sequence of Shown
+    spacing_mm : tuple of float
+    window : Window
+    """
+    columns = []
+    for s in shown:
+        pixels = coronal_mip(s.image) * window.factor
+        columns.append([_Panel(pixels, _size(pixels, spacing_mm[0], spacing_mm[2]), "R", window.top, (s.title, s.subtitle))])
+    return _figure(columns, window)
+
+
+def slice_figure(
+    shown: Sequence[Shown],
+    spacing_mm: tuple[float, float, float],
+    window: Window,
+    index: tuple[int, int, int],
+    sphere: Sphere | None = None,
+) -> "Figure":
+    """Coronal, sagittal and axial slices through one voxel, a column an image.
+
+    Parameters
+    ----------
+    shown : sequence of Shown
+    spacing_mm : tuple of float
+    window : Window
+    index : tuple of int
+        The voxel.
+    sphere : Sphere, optional
+        Outlined in the first column.
+    """
+    columns = []
+    for k, s in enumerate(shown):
+        panels = []
+        for view in _VIEWS:
+            circle = None if sphere is None or k else _circle(sphere, view, s.image.shape, spacing_mm)
+            title = ("", "") if panels else (s.title, s.subtitle)
+            panels.append(_slice_panel(s.image * window.factor, view, index, spacing_mm, window.top, title, circle=circle))
+        columns.append(panels)
+    return _figure(columns, window)
+
+
+def mu_figure(
+    image: np.ndarray,
+    mu_per_cm: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    window: Window,
+    index: tuple[int, int, int],
+) -> "Figure":
+    """Attenuation map, and its contours on an image, in three slices.
+
+    Parameters
+    ----------
+    image : ndarray
+        (x, y, z) in Bq/mL.
+    mu_per_cm : ndarray
+        (x, y, z) in 1/cm.
+    spacing_mm : tuple of float
+    window : Window
+    index : tuple of int
+        Voxel through which the slices go.
+    """
+    scaled = image * window.factor
+    maps = [_slice_panel(mu_per_cm, v, index, spacing_mm, MU_TOP, ("mu-map", v.name), cmap="gray") for v in _VIEWS]
+    over = [
+        _slice_panel(
+            scaled, v, index, spacing_mm, window.top, ("mu on DRF 1", v.name), mu=displayed(v.cut(mu_per_cm, index))
+        )
+        for v in _VIEWS
+    ]
+    columns = [[maps[0]], [over[0]], [maps[1]], [over[1]], [maps[2], over[2]]]
+    return _figure(columns, window, contour_key=True)
+
+
+def ladder_figure(ladders: Sequence[Ladder]) -> "Figure":
+    """Counts and noise against DRF on logarithmic axes, with 1 / DRF and sqrt(DRF) through DRF 1.
+
+    Parameters
+    ----------
+    ladders : sequence of Ladder
+        One a subject.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, 3.4), facecolor="white")
+    counts, noise = figure.add_axes((0.06, 0.13, 0.41, 0.78)), figure.add_axes((0.565, 0.13, 0.41, 0.78))
+    colors = _colors(len(ladders))
+    for color, ladder in zip(colors, ladders, strict=True):
+        drfs = np.asarray(ladder.drfs, float)
+        _points(counts, drfs, ladder.prompts, 1 / drfs, color, ladder.name)
+        _points(noise, drfs, 100 * ladder.cov, np.sqrt(drfs), color, ladder.name)
+        if ladder.noise_free_cov is not None and len(ladders) == 1:
+            noise.axhline(100 * ladder.noise_free_cov, color=_SOFT, lw=0.9, ls=":", label="noise-free reference")
+    drfs = sorted({float(d) for ladder in ladders for d in ladder.drfs})
+    _log_axes(counts, drfs, "Prompts", "line: full dose / DRF")
+    _log_axes(noise, drfs, "COV in the sphere, %", "line: full dose x √DRF")
+    if 1 < len(ladders) <= 8:
+        counts.legend(frameon=False, fontsize=7, loc="lower left", labelcolor=_INK)
+    if len(ladders) == 1 and ladders[0].noise_free_cov is not None:
+        noise.legend(
+            handles=[line for line in noise.lines if line.get_linestyle() == ":"],
+            frameon=False, fontsize=7, loc="upper left", labelcolor=_INK,
+        )  # fmt: skip
+    return figure
+
+
+@dataclass(frozen=True)
+class _View:
+    name: str
+    axis: int
+    side: str
+
+    @property
+    def across(self) -> tuple[int, int]:
+        """Horizontal and vertical axis of the image on screen."""
+        a, b = (a for a in range(3) if a != self.axis)
+        return a, b
+
+    def cut(self, image: np.ndarray, index: tuple[int, int, int]) -> np.ndarray:
+        return np.take(image, index[self.axis], axis=self.axis)
+
+
+_VIEWS = (_View("coronal", 1, "R"), _View("sagittal", 0, "A"), _View("axial", 2, "R"))
+
+
+def _slice_panel(
+    image: np.ndarray,
+    view: _View,
+    index: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    top: float,
+    title: tuple[str, str],
+    cmap: str = "gray_r",
+    circle: tuple[float, float, float] | None = None,
+    mu: np.ndarray | None = None,
+) -> _Panel:
+    pixels = displayed(view.cut(image, index))
+    a, b = view.across
+    return _Panel(pixels, _size(pixels, spacing_mm[a], spacing_mm[b]), view.side, top, title, cmap, circle, mu)
+
+
+def _size(pixels: np.ndarray, horizontal_mm: float, vertical_mm: float) -> tuple[float, float]:
+    return pixels.shape[1] * horizontal_mm, pixels.shape[0] * vertical_mm
+
+
+def _circle(
+    sphere: Sphere, view: _View, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    a, b = view.across
+    u, v = ((shape[k] - 0.5 - sphere.center[k]) * spacing_mm[k] for k in (a, b))
+    return u, v, sphere.diameter_mm / 2
+
+
+def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = False) -> "Figure":
+    """Place panels at one scale in mm: columns from left to right, wrapped into rows."""
+    from matplotlib.figure import Figure
+
+    row_count = math.ceil(len(columns) / _COLUMNS)
+    per_row = math.ceil(len(columns) / row_count)
+    rows = [columns[k : k + per_row] for k in range(0, len(columns), per_row)]
+    widths = [[max(p.size_mm[0] for p in column) for column in row] for row in rows]
+    heights = [max(sum(p.size_mm[1] for p in column) for column in row) for row in rows]
+    fixed = sum(max(_fixed_height(column) for column in row) for row in rows)
+    inch = min(
+        *((_WIDTH - _BAR - _EDGE - _GAP * (len(w) - 1)) / sum(w) for w in widths),
+        (_MAX_HEIGHT - fixed) / sum(heights),
+        _MAX_INCH_PER_MM,
+    )
+    width = max(sum(w) * inch + _GAP * (len(w) - 1) for w in widths) + _BAR + _EDGE
+    height = sum(heights) * inch + fixed + _EDGE
+    figure = Figure(figsize=(width, height), facecolor="white")
+    top = height
+    for row, row_widths, row_height in zip(rows, widths, heights, strict=True):
+        left = _EDGE
+        for column, column_mm in zip(row, row_widths, strict=True):
+            _draw_column(figure, column, left, top, column_mm * inch, inch)
+            left += column_mm * inch + _GAP
+        top -= row_height * inch + max(_fixed_height(column) for column in row)
+    _bar(figure, width, height, window)
+    if contour_key:
+        for k, (level, color, what) in enumerate(MU_CONTOURS):
+            text = f"{what}\n{level:g} /cm"
+            figure.text(
+                (width - _BAR + 0.08) / width, 1 - (2.9 + 0.55 * k) / height, text, color=color, fontsize=7, va="top"
+            )
+    return figure
+
+
+def _fixed_height(column: list[_Panel]) -> float:
+    return sum(_TITLE if p.title[0] else _GAP for p in column)
+
+
+def _draw_column(figure: "Figure", column: list[_Panel], left: float, top: float, width: float, inch: float) -> None:
+    total_width, total_height = figure.get_size_inches()
+    for panel in column:
+        w, h = (v * inch for v in panel.size_mm)
+        top -= (_TITLE if panel.title[0] else _GAP) + h
+        start = left + (width - w) / 2
+        axes = figure.add_axes((start / total_width, top / total_height, w / total_width, h / total_height))
+        _draw_panel(axes, panel)
+
+
+def _draw_panel(axes: "Axes", panel: _Panel) -> None:
+    w, h = panel.size_mm
+    axes.imshow(
+        panel.pixels, cmap=panel.cmap, vmin=0, vmax=panel.top, extent=(0, w, h, 0), aspect="auto", interpolation="nearest"
+    )
+    axes.set(xticks=[], yticks=[], xlim=(0, w), ylim=(h, 0))
+    for spine in axes.spines.values():
+        spine.set(color="#c9ced6", linewidth=0.5)
+    ink = "white" if panel.cmap == "gray" else _INK
+    axes.annotate(panel.side, (0, 1), (3, -3), "axes fraction", "offset points", va="top", fontsize=6.5, color=ink)
+    if panel.title[0]:
+        axes.annotate(panel.title[0], (0.5, 1), (0, 13), "axes fraction", "offset points",
+                      ha="center", va="bottom", fontsize=8.5, fontweight="bold", color=_INK)  # fmt: skip
+        axes.annotate(panel.title[1], (0.5, 1), (0, 3), "axes fraction", "offset points",
+                      ha="center", va="bottom", fontsize=7.5, color=_SOFT)  # fmt: skip
+    if panel.circle is not None:
+        from matplotlib.patches import Circle
+
+        axes.add_patch(Circle(panel.circle[:2], panel.circle[2], fill=False, edgecolor="#d0342c", linewidth=0.9))
+    if panel.mu is not None:
+        rows, columns = panel.mu.shape
+        x, y = (np.arange(columns) + 0.5) * w / columns, (np.arange(rows) + 0.5) * h / rows
+        for level, color, _ in MU_CONTOURS:
+            # matplotlib warns of a level that no pixel reaches.
+            if panel.mu.min() < level < panel.mu.max() and min(panel.mu.shape) > 1:
+                axes.contour(x, y, panel.mu, levels=[level], colors=[color], linewidths=0.8)
+
+
+def _bar(figure: "Figure", width: float, height: float, window: Window) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    tall = min(2.0, height - _TITLE - 0.2)
+    axes = figure.add_axes(
+        ((width - _BAR + 0.12) / width, (height - _TITLE - 0.06 - tall) / height, 0.11 / width, tall / height)
+    )
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, window.top), "gray_r"), cax=axes, ticks=[0, window.top / 2, window.top]
+    )
+    bar.ax.tick_params(labelsize=7, length=2, color=_SOFT, labelcolor=_INK)
+    bar.ax.set_yticklabels([f"{v:g}" for v in (0, window.top / 2, window.top)])
+    bar.ax.set_title(window.unit, fontsize=7.5, color=_INK, pad=5, loc="left")
+    for spine in bar.ax.spines.values():
+        spine.set(linewidth=0.5, color=_SOFT)
+
+
+def _colors(count: int) -> list:
+    if count == 1:
+        return ["#1f5fa8"]
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](v) for v in np.linspace(0, 0.85, count)]
+
+
+def _points(axes: "Axes", drfs: np.ndarray, values: np.ndarray, expected: np.ndarray, color: str, name: str) -> None:
+    """Points of all realizations, and the expected line through the mean at DRF 1."""
+    where, realization = np.nonzero(np.isfinite(values) & (values > 0))
+    axes.plot(drfs[where], values[where, realization], "o", color=color, ms=4.2, mew=0, label=name)
+    full = values[0][np.isfinite(values[0])]
+    if full.size:
+        axes.plot(drfs, full.mean() * expected, "-", color=color, lw=0.9, alpha=0.7)
+
+
+def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.8, 1.25 * drfs[-1])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.3, high * 1.3)
+    axes.xaxis.set_major_locator(FixedLocator(drfs))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
+    subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.4g}" if v < 1e5 else _scientific(v)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("DRF", fontsize=8, color=_INK)
+    axes.set_ylabel(label, fontsize=8, color=_INK)
+    axes.set_title(title, fontsize=8, color=_SOFT, loc="left", pad=5)
+    axes.grid(color="#e4e7eb", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=7.5, length=2.5, color=_SOFT, labelcolor=_INK, which="both")
+    for side, spine in axes.spines.items():
+        spine.set(color=_SOFT, linewidth=0.6, visible=side in ("left", "bottom"))
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.0e}".split("e")
+    power = f"$10^{{{int(exponent)}}}$"
+    return power if mantissa == "1" else f"{mantissa}·{power}"

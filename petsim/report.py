@@ -1,0 +1,555 @@
+"""One self-contained HTML page about a dataset: no scripts, no network, figures inline."""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_recipes.errors import DataError
+from data_recipes.grid import Grid
+from petsim import figures
+from petsim.cache.store import SubjectFile, read_index, whole_or_nothing
+from petsim.noise import SPHERE_MM, coefficient_of_variation, liver_sphere, sphere, uniform_sphere
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ILLUSTRATED = 6
+"""Subjects shown with figures; the others are in the table."""
+
+DPI = 150
+_CSS_DPI = 100
+
+_MODES = {
+    "thin": "counts / DRF: recorded counts thinned binomially, as a shorter scan of the same injection would have them",
+}
+_MU_SOURCES = {
+    "phantom": "phantom: exact, as built",
+    "pet_contour": "pet_contour: body outline and lungs found in the PET image itself; there is no CT, so bone is missing",
+    "ct": "ct: from a CT of the subject",
+    "given": "given: a mu-map supplied by the user",
+}
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What tables and the page's head need of a subject; no images."""
+
+    name: str
+    split: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    suv_factor: float | None
+    drfs: list[float]
+    doses: dict[str, np.ndarray]
+    mode: str
+    seed: int
+    configuration: dict[str, Any]
+    configuration_sha256: str
+    provenance: dict[str, Any]
+    versions: dict[str, str]
+    license: str
+    origin: str
+
+    @property
+    def warnings(self) -> list[str]:
+        return [str(w) for w in self.provenance.get("warnings", [])]
+
+    @property
+    def source_is_full_dose(self) -> bool:
+        return self.provenance.get("full_dose") == "source"
+
+    def ladder(self, noise_free_cov: float | None = None) -> figures.Ladder:
+        return figures.Ladder(self.name, self.drfs, self.doses["prompts"], self.doses["liver_cov"], noise_free_cov)
+
+
+def write_report(dataset: Path, out: Path | None = None) -> Path:
+    """Write one HTML page about a dataset.
+
+    Parameters
+    ----------
+    dataset : Path
+        Folder made by `petsim make-dataset`.
+    out : Path, optional
+        The page; report.html in the dataset's folder when None.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DataError
+        No dataset, a damaged file, or a place that cannot be written.
+    """
+    index = read_index(dataset)
+    if not index["subjects"]:
+        raise DataError("the dataset holds no finished subject; run make-dataset first")
+    page = dataset / "report.html" if out is None else out
+    if page.is_dir() or not page.parent.is_dir():
+        raise DataError(f"--out {page.name}: name a file in a folder that exists")
+    entries = [(dataset / s["file"], s["split"]) for s in index["subjects"]]
+    summaries = [_summarize(path, split) for path, split in entries]
+    body = [_head(summaries)]
+    for (path, _), summary in zip(entries[:ILLUSTRATED], summaries, strict=False):
+        with SubjectFile(path) as f:
+            body.append(_subject(f, summary))
+    body.append(_settings(summaries[0]))
+    with whole_or_nothing(page) as temporary:
+        temporary.write_text(_page(f"petsim: {_title(summaries)}", "\n".join(body)), encoding="utf-8")
+    return page
+
+
+def _summarize(path: Path, split: str) -> _Summary:
+    with SubjectFile(path) as f:
+        attributes: Any = f.h5.attrs
+        doses: Any = f.h5["doses"].attrs
+        return _Summary(
+            name=f.name, split=split, shape=tuple(int(n) for n in attributes["shape"]), spacing_mm=f.spacing_mm,
+            suv_factor=f.suv_factor, drfs=f.drfs, doses=f.doses(), mode=str(doses["mode"]),
+            seed=int(doses["seed"]), configuration=f.json("configuration"),
+            configuration_sha256=str(attributes["configuration_sha256"]), provenance=f.json("provenance"),
+            versions=f.json("versions"), license=str(attributes["license"]), origin=str(attributes["origin"]),
+        )  # fmt: skip
+
+
+def _head(subjects: list[_Summary]) -> str:
+    first = subjects[0]
+    scanner = first.provenance.get("scanner_title") or first.configuration.get("scanner", "unknown scanner")
+    parts = [
+        f"<header><p class=kicker>petsim report</p><h1>{escape(_title(subjects))}</h1>"
+        f"<p class=lead>{escape(str(scanner))}, {escape(_doses_text(first))} (DRF D = counts / D)</p></header>",
+        _warnings(subjects),
+        _not_modeled(subjects),
+        _full_dose_note(subjects),
+        "<h2>Dataset</h2>",
+        _facts(_dataset_facts(subjects)),
+        _overview(subjects),
+    ]
+    if len(subjects) > 1:
+        ladders = [s.ladder() for s in subjects]
+        caption = "All subjects. Points: measured; lines: what full dose predicts."
+        parts.append(_picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
+    if len(subjects) > ILLUSTRATED:
+        parts.append(
+            f"<p class=note>The first {ILLUSTRATED} of {len(subjects):,} subjects are illustrated below; "
+            "the table above holds all of them.</p>"
+        )
+    return "\n".join(parts)
+
+
+def _title(subjects: list[_Summary]) -> str:
+    return f"{_number(len(subjects), 'subject')} at {_number(len(subjects[0].drfs), 'dose')}"
+
+
+def _doses_text(subject: _Summary) -> str:
+    return "DRF " + ", ".join(f"{d:g}" for d in subject.drfs)
+
+
+def _warnings(subjects: list[_Summary]) -> str:
+    items = [f"<li><b>{escape(s.name)}</b>: {escape(w)}</li>" for s in subjects for w in s.warnings]
+    if not items:
+        return "<aside class=calm><h2>Warnings</h2><p>None.</p></aside>"
+    return f"<aside class=warn><h2>Warnings</h2><ul>{''.join(items)}</ul></aside>"
+
+
+def _not_modeled(subjects: list[_Summary]) -> str:
+    missing = _distinct(str(m) for s in subjects for m in s.provenance.get("not_modeled", []))
+    if not missing:
+        return ""
+    return (
+        f"<aside class=limit><h2>Not modeled</h2><p><b>{escape(', '.join(missing).capitalize())}.</b> Counts, NEC and noise are those of "
+        "a scan without them; a real scan of the same injection and duration is noisier.</p></aside>"
+    )
+
+
+def _full_dose_note(subjects: list[_Summary]) -> str:
+    if not any(s.source_is_full_dose for s in subjects):
+        return ""
+    return (
+        "<aside class=limit><h2>DRF 1 is the source image itself</h2><p>The noise of the lower doses was inserted: DRF D is "
+        "the source + reconstruction of the thinned counts &minus; reconstruction of the full counts, both from one "
+        "simulated draw of the source. The source's own noise is part of every dose, and negative voxels are kept. The source is not "
+        "noise-free truth, so no bias can be measured against it.</p></aside>"
+    )
+
+
+def _dataset_facts(subjects: list[_Summary]) -> list[tuple[str, str]]:
+    first = subjects[0]
+    config, layout = first.configuration, first.provenance.get("layout", {})
+    recon, merged = first.provenance.get("reconstruction", {}), layout.get("merged", {})
+    splits = {name: sum(s.split == name for s in subjects) for name in ("train", "val", "test")}
+    shapes = _distinct(f"{' x '.join(str(n) for n in s.shape)} voxels of {_mm(s.spacing_mm)}" for s in subjects)
+    psf = recon.get("psf_fwhm_mm")
+    iterations = f"{recon.get('iterations', '?')} iterations of {recon.get('subsets', '?')} subsets"
+    algorithm = [
+        f"{recon.get('algorithm', 'unknown')}, {iterations}",
+        f"PSF {_mm(psf)} FWHM" if psf else "",
+        f"post-filter {recon['post_filter_fwhm_mm']:g} mm FWHM" if "post_filter_fwhm_mm" in recon else "",
+        str(recon.get("corrections", "")),
+    ]
+    realizations = f"{first.doses['prompts'].shape[1]} a dose"
+    if first.provenance.get("realizations"):
+        realizations += f", {first.provenance['realizations']}"
+    return [
+        ("Subjects", f"{len(subjects):,} ({', '.join(f'{n:,} {name}' for name, n in splits.items() if n)})"),
+        ("Scanner", str(first.provenance.get("scanner_title") or config.get("scanner", "unknown"))),
+        ("Doses", _doses_text(first)),
+        ("Dose mode", f"{first.mode}: {_MODES.get(first.mode, first.mode)}"),
+        ("Realizations", realizations),
+        ("Preset", str(config.get("preset", "unknown"))),
+        ("Merged", "; ".join(f"{'TOF' if k == 'tof' else k} {v}" for k, v in merged.items()) or "unknown"),
+        ("Reconstruction", "; ".join(a for a in algorithm if a)),
+        ("Images", "; ".join(shapes)),
+        ("Seed", str(first.seed)),
+        ("License", "; ".join(_distinct(s.license for s in subjects))),
+        ("Origin", "; ".join(_distinct(s.origin for s in subjects))),
+        ("Configuration", first.configuration_sha256),
+    ]
+
+
+def _overview(subjects: list[_Summary]) -> str:
+    head = ["Subject", "Split", "Tracer", "Weight, kg", "Injected, MBq", "Scan, s", "Prompts, DRF 1", "MBq s/kg, DRF 1",
+            "COV, DRF 1", f"COV, DRF {subjects[0].drfs[-1]:g}", "mu source", "Warnings"]  # fmt: skip
+    rows = []
+    for s in subjects:
+        injection = s.provenance.get("injection", {})
+        rows.append([
+            s.name, s.split, str(injection.get("tracer", "unknown")), _value(injection.get("weight_kg"), ",.1f"),
+            _value(injection.get("injected_mbq"), ",.1f"), _value(s.provenance.get("duration_s"), ",.0f"),
+            _value(_mean(s.doses["prompts"][0]), ",.0f"), _value(_mean(s.doses["mbq_s_per_kg"][0]), ",.1f"),
+            _percent(_mean(s.doses["liver_cov"][0])), _percent(_mean(s.doses["liver_cov"][-1])),
+            str(s.provenance.get("mu_source", "unknown")), f"{len(s.warnings)}",
+        ])  # fmt: skip
+    return _table(head, rows, left=(0, 1, 2, 10))
+
+
+def _subject(f: SubjectFile, s: _Summary) -> str:
+    """Section of one subject: figures, dose table, what is known of it."""
+    noise_free = f.array("reference/noise_free")
+    activity, mu, labels = f.array("truth/activity"), f.array("truth/mu"), f.array("truth/labels")
+    assert activity is not None and mu is not None
+    mu = mu.astype(np.float32)
+    grid = Grid((s.shape[0], s.shape[1], s.shape[2]), s.spacing_mm, (0.0, 0.0, 0.0))
+    place = _noise_place(f, activity, labels, grid)
+    box = figures.body_box(mu, s.spacing_mm)
+    images = [f.image(k) for k in range(len(s.drfs))]
+    reference = noise_free if noise_free is not None else activity
+    shown = [figures.Shown(f"DRF {d:g}", _prompts(s, k), images[k][box]) for k, d in enumerate(s.drfs)]
+    if s.source_is_full_dose:
+        shown[0] = figures.Shown("DRF 1", "the source image", shown[0].image)
+    else:
+        subtitle = "noise-free" if noise_free is not None else "source image"
+        shown.insert(0, figures.Shown("Reference", subtitle, reference[box]))
+    center = _middle(activity[box]) if place is None else tuple(
+        (p.start + p.stop - 1) // 2 - (b.start or 0) for p, b in zip(place, box, strict=True))  # fmt: skip
+    index = (center[0], center[1], center[2])
+    outline = None if place is None else figures.Sphere(index, SPHERE_MM)
+    wide = figures.display_window(reference, s.suv_factor, figures.MIP_SUV)
+    narrow = figures.display_window(reference, s.suv_factor, figures.SLICE_SUV)
+    cov = None if noise_free is None or place is None else coefficient_of_variation(noise_free, place, grid)
+    how = str(s.provenance.get("noise_region", "unknown"))
+    first = "source image (DRF 1) and every lower dose" if s.source_is_full_dose else "reference and every dose"
+    circle = f" Red circle: where noise is measured ({how})." if outline else ""
+    parts = [
+        f"<section><h2>{escape(s.name)} <span class=tag>{escape(s.split)}</span></h2>",
+        "".join(f"<p class=inline-warn>Warning: {escape(w)}</p>" for w in s.warnings),
+        _picture(
+            figures.mip_figure(shown, s.spacing_mm, wide), f"Maximum-intensity projections of {s.name}",
+            f"Maximum-intensity projections, {first}. {_window_text(wide)} R: the patient's right.",
+        ),
+        _picture(
+            figures.slice_figure(shown, s.spacing_mm, narrow, index, outline), f"Slices of {s.name}",
+            f"Coronal, sagittal and axial slices through one voxel. {_window_text(narrow)}{circle} A: front.",
+        ),
+        f"<h3>Counts and noise by dose</h3>{_dose_table(s, images, noise_free, place, grid, cov)}",
+        f"<p class=note>{escape(_dose_note(s, how))}</p>",
+        _picture(
+            figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
+            "Points: measured in one sphere, so COV scatters; lines: what full dose predicts, counts / DRF and √DRF.",
+        ),
+        "<h3>Attenuation</h3>",
+        _picture(
+            figures.mu_figure(images[0][box], mu[box], s.spacing_mm, narrow, index), f"Attenuation map of {s.name} on DRF 1",
+            f"mu-map (black 0, white {figures.MU_TOP:g} /cm) and its contours on DRF 1. Source of mu: {_mu_text(s)}.",
+        ),
+        "<h3>Subject and source</h3>", _facts(_subject_facts(s)), _lesions(s),
+        f"<details><summary>Provenance</summary><pre>{escape(_pretty(s.provenance))}</pre></details></section>",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _noise_place(
+    f: SubjectFile, activity: np.ndarray, labels: np.ndarray | None, grid: Grid
+) -> tuple[slice, slice, slice] | None:
+    """Where the stored noise was measured, found again by the rule that `noise_region` in the provenance names."""
+    how = str(f.json("provenance").get("noise_region", ""))
+    if "labeled liver" in how and labels is not None:
+        attributes: Any = f.h5["truth/labels"].attrs
+        names = json.loads(attributes["names"])
+        liver = next((int(k) for k, v in names.items() if v == "liver"), None)
+        return None if liver is None else liver_sphere(labels, liver, grid)
+    return uniform_sphere(activity, grid) if "uniform" in how else None
+
+
+def _middle(image: np.ndarray) -> tuple[int, ...]:
+    """Voxel at the center of the activity."""
+    weight = np.maximum(image, 0).astype(np.float64)
+    if weight.sum() == 0:
+        return tuple(n // 2 for n in image.shape)
+    center = []
+    for axis, n in enumerate(image.shape):
+        profile = weight.sum(axis=tuple(a for a in range(3) if a != axis))
+        center.append(round(float((profile * np.arange(n)).sum() / profile.sum())))
+    return tuple(center)
+
+
+def _prompts(s: _Summary, dose: int) -> str:
+    return f"{s.doses['prompts'][dose, 0]:,} prompts"
+
+
+def _window_text(window: figures.Window) -> str:
+    return f"Inverse gray scale {window.unit} 0 to {window.top:g}, the same for all."
+
+
+def _mu_text(s: _Summary) -> str:
+    source = str(s.provenance.get("mu_source", "unknown"))
+    return _MU_SOURCES.get(source, source)
+
+
+def _dose_table(
+    s: _Summary, images: list[np.ndarray], noise_free: np.ndarray | None,
+    place: tuple[slice, slice, slice] | None, grid: Grid, noise_free_cov: float | None,
+) -> str:  # fmt: skip
+    factor, unit = (1e-3, "kBq/mL") if s.suv_factor is None else (s.suv_factor, "SUV")
+    head = ["DRF", "Prompts", "Trues", "NEC", "MBq s/kg", "Counts x DRF / full dose", "Liver COV", f"Mean in sphere, {unit}"]
+    full = s.doses["prompts"][0]
+    rows = []
+    for k, drf in enumerate(s.drfs):
+        prompts = s.doses["prompts"][k]
+        ratio = _mean(prompts * drf / np.where(full > 0, full, np.nan))
+        error = np.sqrt((drf - 1) / full.sum()) if full.sum() > 0 else np.nan
+        rows.append([
+            f"{drf:g}", _value(_mean(prompts), ",.0f"), _value(_mean(s.doses["trues"][k]), ",.0f"),
+            _value(_mean(s.doses["nec"][k]), ",.0f"), _value(_mean(s.doses["mbq_s_per_kg"][k]), ",.1f"),
+            f"{_value(ratio, '.5f')} ± {_value(error, '.5f')}" if drf > 1 else _value(ratio, ".5f"),
+            _percent(_mean(s.doses["liver_cov"][k])), _value(_sphere_mean(images[k], place, grid) * factor, ".3f"),
+        ])  # fmt: skip
+    if noise_free is not None:
+        mean = _value(_sphere_mean(noise_free, place, grid) * factor, ".3f")
+        rows.append(["noise-free", "", "", "", "", "", _percent(noise_free_cov), mean])
+    return _table(head, rows, left=(0,))
+
+
+def _dose_note(s: _Summary, how: str) -> str:
+    means = " Mean of all realizations, except the sphere's mean." if s.doses["prompts"].shape[1] > 1 else ""
+    mode = _MODES.get(s.mode, s.mode)
+    return (
+        f"Mode {s.mode} = {mode}. COV: standard deviation / mean in the sphere ({how}). ± is the standard deviation that "
+        f"binomial thinning gives.{means} Images of all doses are on the full-dose scale: a low dose is noisier, not darker."
+    )
+
+
+def _sphere_mean(image: np.ndarray, place: tuple[slice, slice, slice] | None, grid: Grid) -> float:
+    return float("nan") if place is None else float(image[place][sphere(grid)].mean(dtype=np.float64))
+
+
+def _subject_facts(s: _Summary) -> list[tuple[str, str]]:
+    source, injection = s.provenance.get("source", {}), s.provenance.get("injection", {})
+    at = s.provenance
+    measured = " (measured: its noise is not truth)" if at.get("truth_is_noisy") else ""
+    facts = [
+        ("Tracer", f"{injection.get('tracer', 'unknown')}, {injection.get('isotope', 'unknown isotope')}"),
+        ("Injected", _value(injection.get("injected_mbq"), ",.1f", " MBq")),
+        ("Weight", _value(injection.get("weight_kg"), ",.1f", " kg")),
+        ("Uptake", _value(None if injection.get("uptake_s") is None else injection["uptake_s"] / 60, ",.1f", " min")),
+        ("Scan duration", _value(at.get("duration_s"), ",.0f", " s")),
+        ("Of that activity in the image", _percent(source.get("fraction_in_image"))),
+        ("Body", ", ".join(str(v) for v in (source.get("sex"), _value(source["height_cm"], ".1f", " cm"),
+                                            f"arms {source.get('arms', 'unknown')}")) if "height_cm" in source else ""),
+        ("SUV for 1 Bq/mL", "unknown (weight, activity or uptake time is missing)" if s.suv_factor is None
+         else f"{s.suv_factor:.6g}"),
+        ("Attenuation", _mu_text(s)),
+        ("Source", f"{source.get('kind', s.origin)}{measured}"),
+        ("Source resolution", str(source.get("source_fwhm", ""))),
+        ("Source hash", str(at.get("source_sha256", ""))),
+        ("License", s.license),
+        ("Origin", s.origin),
+        ("Field of view", _value(at.get("fov_mm"), ",.0f", " mm transaxial")),
+        ("Notes", "; ".join(str(n) for n in source.get("notes", []))),
+    ]  # fmt: skip
+    return [(k, v) for k, v in facts if v]
+
+
+def _lesions(s: _Summary) -> str:
+    lesions = s.provenance.get("source", {}).get("lesions")
+    if not lesions:
+        return ""
+    rows = [
+        [str(x.get("site", "")).replace("_", " "), _value(x.get("diameter_mm"), ".1f"), _value(x.get("suv"), ".2f"),
+         ", ".join(f"{v:.0f}" for v in x.get("center_mm", []))]
+        for x in lesions
+    ]  # fmt: skip
+    return "<h4>Lesions</h4>" + _table(["Site", "Diameter, mm", "SUV", "Center, RAS+ mm"], rows, left=(0,))
+
+
+def _settings(s: _Summary) -> str:
+    scanner = s.configuration.get("scanner_fields", {})
+    rest = {k: v for k, v in s.configuration.items() if k != "scanner_fields"}
+    return "\n".join([
+        "<section><h2>Settings</h2>",
+        f"<p class=note>Configuration hash: <code>{escape(s.configuration_sha256)}</code></p>",
+        _facts([(k, _plain(v)) for k, v in _flat(rest)], dense=True),
+        "<h3>Scanner</h3>" if scanner else "",
+        _facts([(k, _plain(v)) for k, v in _flat(scanner)], dense=True),
+        "<h3>Versions</h3>",
+        _facts(list(s.versions.items()), dense=True),
+        "</section>",
+    ])  # fmt: skip
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _mm(values: Sequence[float]) -> str:
+    return f"{' x '.join(f'{v:.3g}' for v in values)} mm"
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _value(value: float | None, style: str, unit: str = "") -> str:
+    return "unknown" if value is None or not np.isfinite(value) else f"{value:{style}}{unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def _facts(pairs: Iterable[tuple[str, str]], dense: bool = False) -> str:
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs)
+    return f"<dl class={'dense' if dense else 'facts'}>{items}</dl>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> str:
+    side = [" class=left" if k in left else "" for k in range(len(head))]
+    top = "".join(f"<th{c}>{escape(h)}</th>" for c, h in zip(side, head, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for c, v in zip(side, row, strict=True)) + "</tr>" for row in rows
+    )
+    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _picture(figure: "Figure", alt: str, caption: str) -> str:
+    data = io.BytesIO()
+    # Without this matplotlib's version would be in every picture, and pages of equal data would differ.
+    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    source = base64.b64encode(data.getvalue()).decode()
+    width, height = (round(v * _CSS_DPI) for v in figure.get_size_inches())
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+_STYLE = """
+:root{--ink:#1d232b;--soft:#66707c;--line:#dfe3e8;--accent:#1f5fa8}
+*{box-sizing:border-box}
+body{margin:0;background:#fff;color:var(--ink);font:14px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,
+"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
+main{max-width:1160px;margin:0 auto;padding:28px 20px 56px}
+header{border-bottom:2px solid var(--ink);margin-bottom:20px}
+.kicker{margin:0;color:var(--accent);font-weight:600;letter-spacing:.04em;font-size:12px;text-transform:uppercase}
+h1{font-size:30px;line-height:1.2;margin:2px 0 4px;font-weight:650}
+.lead{font-size:16px;color:var(--soft);margin:0 0 14px}
+h2{font-size:21px;margin:34px 0 10px;font-weight:650}
+h3{font-size:15px;margin:24px 0 8px}
+h4{font-size:13px;margin:16px 0 6px}
+section{border-top:1px solid var(--line);margin-top:36px}
+.tag{font-size:12px;font-weight:500;color:var(--soft);border:1px solid var(--line);border-radius:3px;padding:1px 7px;
+vertical-align:3px}
+aside{border-left:4px solid var(--line);padding:9px 14px;margin:10px 0;background:#f6f7f9}
+aside h2{font-size:14px;margin:0 0 2px}
+aside p,aside ul{margin:0}
+aside ul{padding-left:18px}
+.warn{border-color:#c8501e;background:#fdf1ea}
+.limit{border-color:#c79a1b;background:#fcf7e6}
+.inline-warn{margin:4px 0;color:#a53f12;font-weight:600}
+.facts{display:grid;grid-template-columns:1fr 1fr;column-gap:32px;margin:0 0 16px}
+.facts div{display:grid;grid-template-columns:128px 1fr;gap:12px;border-bottom:1px solid var(--line);padding:4px 0}
+.dense{columns:3;column-gap:28px;font-size:12px;margin:0 0 12px}
+.dense div{display:flex;justify-content:space-between;gap:12px;break-inside:avoid;border-bottom:1px solid var(--line);
+padding:1px 0}
+dt{color:var(--soft)}
+dd{margin:0;overflow-wrap:anywhere}
+.dense dd{text-align:right}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:13px}
+th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--soft);font-weight:600;font-size:12px;white-space:normal;vertical-align:bottom;
+border-bottom:1px solid var(--ink)}
+th.left,td.left{text-align:left}
+th:first-child,td:first-child{padding-left:0}
+th:last-child,td:last-child{padding-right:0}
+figure{margin:14px 0 20px}
+img{max-width:100%;height:auto;display:block}
+figcaption,.note{color:var(--soft);font-size:12.5px;margin:6px 0 0}
+pre{font-size:11px;line-height:1.4;white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f7f9;padding:10px}
+code{font-size:12px;overflow-wrap:anywhere}
+summary{cursor:pointer;color:var(--accent);margin-top:10px}
+@media (max-width:760px){.facts{grid-template-columns:1fr}.dense{columns:1}}
+@media print{
+@page{size:A4;margin:12mm}
+body{font-size:10px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+main{max-width:none;padding:0}
+table,th{font-size:9px}
+th,td{padding:3px 5px}
+section{break-before:page;border-top:0;margin-top:0}
+figure,table,aside{break-inside:avoid}
+h2,h3,h4{break-after:avoid}
+.facts div{grid-template-columns:90px 1fr}
+.dense,figcaption,.note{font-size:8.5px}
+}
+"""
