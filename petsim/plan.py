@@ -18,7 +18,7 @@ from petsim.settings import Preset, SimulationSettings
 PHANTOM_FOV_MM = 480.0
 """Transaxial field of view for generated subjects, equal for all of them so that their volumes have one shape."""
 
-VIEW_CHUNK_BYTES = 64e6
+VIEW_CHUNK_BYTES = 32e6
 """Views are worked on in groups of about this many bytes of float32 data."""
 
 

@@ -165,8 +165,8 @@ def _not_modeled(subjects: list[_Summary]) -> str:
     if not missing:
         return ""
     return (
-        f"<aside class=limit><h2>Not modeled</h2><p><b>{escape(', '.join(missing).capitalize())}.</b> Counts, NEC and noise are those of "
-        "a scan without them; a real scan of the same injection and duration is noisier.</p></aside>"
+        f"<aside class=limit><h2>Not modeled</h2><p><b>{escape(', '.join(missing).capitalize())}.</b> Counts, NEC and "
+        "noise are those of a scan without them; a real scan of the same injection and duration is noisier.</p></aside>"
     )
 
 
@@ -176,8 +176,8 @@ def _full_dose_note(subjects: list[_Summary]) -> str:
     return (
         "<aside class=limit><h2>DRF 1 is the source image itself</h2><p>The noise of the lower doses was inserted: DRF D is "
         "the source + reconstruction of the thinned counts &minus; reconstruction of the full counts, both from one "
-        "simulated draw of the source. The source's own noise is part of every dose, and negative voxels are kept. The source is not "
-        "noise-free truth, so no bias can be measured against it.</p></aside>"
+        "simulated draw of the source. The source's own noise is part of every dose, and negative voxels are kept. The "
+        "source is not noise-free truth, so no bias can be measured against it.</p></aside>"
     )
 
 
