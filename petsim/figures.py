@@ -347,15 +347,16 @@ def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = Fal
     per_row = math.ceil(len(columns) / row_count)
     rows = [columns[k : k + per_row] for k in range(0, len(columns), per_row)]
     widths = [[max(p.size_mm[0] for p in column) for column in row] for row in rows]
-    heights = [max(sum(p.size_mm[1] for p in column) for column in row) for row in rows]
+    tallest = [max(_column_mm(column) for column in row) for row in rows]
     fixed = sum(max(_fixed_height(column) for column in row) for row in rows)
     inch = min(
         *((_WIDTH - _BAR - _EDGE - _GAP * (len(w) - 1)) / sum(w) for w in widths),
-        (_MAX_HEIGHT - fixed) / sum(heights),
+        (_MAX_HEIGHT - fixed) / sum(tallest),
         _MAX_INCH_PER_MM,
     )
     width = max(sum(w) * inch + _GAP * (len(w) - 1) for w in widths) + _BAR + _EDGE
-    height = sum(heights) * inch + fixed + _EDGE
+    heights = [max(_column_mm(column) * inch + _fixed_height(column) for column in row) for row in rows]
+    height = max(sum(heights) + _EDGE, 3.9 if contour_key else 1.4)
     figure = Figure(figsize=(width, height), facecolor="white")
     top = height
     for row, row_widths, row_height in zip(rows, widths, heights, strict=True):
@@ -363,7 +364,7 @@ def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = Fal
         for column, column_mm in zip(row, row_widths, strict=True):
             _draw_column(figure, column, left, top, column_mm * inch, inch)
             left += column_mm * inch + _GAP
-        top -= row_height * inch + max(_fixed_height(column) for column in row)
+        top -= row_height
     _bar(figure, width, height, window)
     if contour_key:
         for k, (level, color, what) in enumerate(MU_CONTOURS):
@@ -372,6 +373,10 @@ def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = Fal
                 (width - _BAR + 0.08) / width, 1 - (2.9 + 0.55 * k) / height, text, color=color, fontsize=7, va="top"
             )
     return figure
+
+
+def _column_mm(column: list[_Panel]) -> float:
+    return sum(p.size_mm[1] for p in column)
 
 
 def _fixed_height(column: list[_Panel]) -> float:
@@ -454,6 +459,10 @@ def _points(axes: "Axes", drfs: np.ndarray, values: np.ndarray, expected: np.nda
 def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+    if not any(np.size(line.get_xdata()) for line in axes.lines):
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, f"{label}: not measured", ha="center", fontsize=8, color=_SOFT)
+        return
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.8, 1.25 * drfs[-1])

@@ -195,9 +195,8 @@ def _dataset_facts(subjects: list[_Summary]) -> list[tuple[str, str]]:
         f"post-filter {recon['post_filter_fwhm_mm']:g} mm FWHM" if "post_filter_fwhm_mm" in recon else "",
         str(recon.get("corrections", "")),
     ]
-    realizations = f"{first.doses['prompts'].shape[1]} a dose"
-    if first.provenance.get("realizations"):
-        realizations += f", {first.provenance['realizations']}"
+    count = first.doses["prompts"].shape[1]
+    realizations = f"{count} a dose" + (f", {first.provenance.get('realizations', '')}" if count > 1 else "")
     return [
         ("Subjects", f"{len(subjects):,} ({', '.join(f'{n:,} {name}' for name, n in splits.items() if n)})"),
         ("Scanner", str(first.provenance.get("scanner_title") or config.get("scanner", "unknown"))),
@@ -371,7 +370,8 @@ def _subject_facts(s: _Summary) -> list[tuple[str, str]]:
         ("Weight", _value(injection.get("weight_kg"), ",.1f", " kg")),
         ("Uptake", _value(None if injection.get("uptake_s") is None else injection["uptake_s"] / 60, ",.1f", " min")),
         ("Scan duration", _value(at.get("duration_s"), ",.0f", " s")),
-        ("Of that activity in the image", _percent(source.get("fraction_in_image"))),
+        ("In the image", f"{_percent(source['fraction_in_image'])} of the injected activity, decayed to scan start"
+         if "fraction_in_image" in source else ""),
         ("Body", ", ".join(str(v) for v in (source.get("sex"), _value(source["height_cm"], ".1f", " cm"),
                                             f"arms {source.get('arms', 'unknown')}")) if "height_cm" in source else ""),
         ("SUV for 1 Bq/mL", "unknown (weight, activity or uptake time is missing)" if s.suv_factor is None
@@ -530,6 +530,7 @@ table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--soft);font-weight:600;font-size:12px;white-space:normal;vertical-align:bottom;
 border-bottom:1px solid var(--ink)}
+h4+.wide table{width:auto;min-width:55%}
 th.left,td.left{text-align:left}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:0}
