@@ -97,6 +97,8 @@ class Ladder:
         (dose, realization); COV as a fraction, NaN where it was not measured.
     noise_free_cov : float, optional
         COV of the reference: what structure alone gives.
+    inserted : bool
+        DRF 1 is the source image, and the noise of lower doses was inserted.
     """
 
     name: str
@@ -104,6 +106,23 @@ class Ladder:
     prompts: np.ndarray
     cov: np.ndarray
     noise_free_cov: float | None = None
+    inserted: bool = False
+
+    def expected_cov(self) -> np.ndarray:
+        """COV (dose,) that DRF 1 predicts: times sqrt(DRF); with inserted noise sqrt(full^2 + (DRF - 1) inserted^2)."""
+        full = _mean_of_finite(self.cov[0])
+        drfs = np.asarray(self.drfs, float)
+        return np.sqrt(full**2 + (drfs - 1) * self.full_dose_noise() ** 2)
+
+    def full_dose_noise(self) -> float:
+        """COV of the simulated full dose: that of DRF 1, or as the growth of inserted noise shows it."""
+        full = _mean_of_finite(self.cov[0])
+        if not self.inserted or len(self.drfs) == 1:
+            return full
+        drfs, cov = np.asarray(self.drfs[1:], float), np.array([_mean_of_finite(c) for c in self.cov[1:]])
+        # A measured variance scatters in proportion to itself, so that is its weight.
+        slope = np.sum((drfs - 1) * (cov**2 - full**2) / cov**4) / np.sum((drfs - 1) ** 2 / cov**4)
+        return math.sqrt(max(0.0, slope))
 
 
 @dataclass(frozen=True)
@@ -256,12 +275,14 @@ def mu_figure(
         )
         for v in _VIEWS
     ]
-    columns = [[maps[0]], [over[0]], [maps[1]], [over[1]], [maps[2], over[2]]]
-    return _figure(columns, window, contour_key=True)
+    columns = [[maps[0]], [over[0]], [maps[1]], [over[1]]]
+    tall = maps[0].size_mm[1] > 2 * maps[2].size_mm[1]
+    columns += [[maps[2], over[2]]] if tall else [[maps[2]], [over[2]]]
+    return _figure(columns, window, [c for c in MU_CONTOURS if c[0] < mu_per_cm.max()])
 
 
 def ladder_figure(ladders: Sequence[Ladder]) -> "Figure":
-    """Counts and noise against DRF on logarithmic axes, with 1 / DRF and sqrt(DRF) through DRF 1.
+    """Counts and noise against DRF on logarithmic axes, with the lines that are expected from DRF 1.
 
     Parameters
     ----------
@@ -275,13 +296,15 @@ def ladder_figure(ladders: Sequence[Ladder]) -> "Figure":
     colors = _colors(len(ladders))
     for color, ladder in zip(colors, ladders, strict=True):
         drfs = np.asarray(ladder.drfs, float)
-        _points(counts, drfs, ladder.prompts, 1 / drfs, color, ladder.name)
-        _points(noise, drfs, 100 * ladder.cov, np.sqrt(drfs), color, ladder.name)
+        _points(counts, drfs, ladder.prompts, _mean_of_finite(ladder.prompts[0]) / drfs, color, ladder.name)
+        _points(noise, drfs, 100 * ladder.cov, 100 * ladder.expected_cov(), color, ladder.name)
         if ladder.noise_free_cov is not None and len(ladders) == 1:
             noise.axhline(100 * ladder.noise_free_cov, color=_SOFT, lw=0.9, ls=":", label="noise-free reference")
     drfs = sorted({float(d) for ladder in ladders for d in ladder.drfs})
     _log_axes(counts, drfs, "Prompts", "line: full dose / DRF")
-    _log_axes(noise, drfs, "COV in the sphere, %", "line: full dose x √DRF")
+    inserted = any(ladder.inserted for ladder in ladders)
+    line = "line: √(source² + (DRF - 1) inserted²)" if inserted else "line: full dose x √DRF"
+    _log_axes(noise, drfs, "COV in the sphere, %", line)
     if 1 < len(ladders) <= 8:
         counts.legend(frameon=False, fontsize=7, loc="lower left", labelcolor=_INK)
     if len(ladders) == 1 and ladders[0].noise_free_cov is not None:
@@ -339,7 +362,7 @@ def _circle(
     return u, v, sphere.diameter_mm / 2
 
 
-def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = False) -> "Figure":
+def _figure(columns: list[list[_Panel]], window: Window, contours: Sequence[tuple[float, str, str]] = ()) -> "Figure":
     """Place panels at one scale in mm: columns from left to right, wrapped into rows."""
     from matplotlib.figure import Figure
 
@@ -356,7 +379,7 @@ def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = Fal
     )
     width = max(sum(w) * inch + _GAP * (len(w) - 1) for w in widths) + _BAR + _EDGE
     heights = [max(_column_mm(column) * inch + _fixed_height(column) for column in row) for row in rows]
-    height = max(sum(heights) + _EDGE, 3.9 if contour_key else 1.4)
+    height = max(sum(heights) + _EDGE, 2.0)
     figure = Figure(figsize=(width, height), facecolor="white")
     top = height
     for row, row_widths, row_height in zip(rows, widths, heights, strict=True):
@@ -365,13 +388,10 @@ def _figure(columns: list[list[_Panel]], window: Window, contour_key: bool = Fal
             _draw_column(figure, column, left, top, column_mm * inch, inch)
             left += column_mm * inch + _GAP
         top -= row_height
-    _bar(figure, width, height, window)
-    if contour_key:
-        for k, (level, color, what) in enumerate(MU_CONTOURS):
-            text = f"{what}\n{level:g} /cm"
-            figure.text(
-                (width - _BAR + 0.08) / width, 1 - (2.9 + 0.55 * k) / height, text, color=color, fontsize=7, va="top"
-            )
+    _bar(figure, width, height, window, 0.6 * len(contours))
+    for k, (level, color, what) in enumerate(contours):
+        place = (width - _BAR + 0.08) / width, (0.5 + 0.6 * (len(contours) - 1 - k)) / height
+        figure.text(*place, f"{what}\n{level:g} /cm", color=color, fontsize=7, va="top")
     return figure
 
 
@@ -421,11 +441,11 @@ def _draw_panel(axes: "Axes", panel: _Panel) -> None:
                 axes.contour(x, y, panel.mu, levels=[level], colors=[color], linewidths=0.8)
 
 
-def _bar(figure: "Figure", width: float, height: float, window: Window) -> None:
+def _bar(figure: "Figure", width: float, height: float, window: Window, below: float) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    tall = min(2.0, height - _TITLE - 0.2)
+    tall = min(2.0, height - _TITLE - below - 0.2)
     axes = figure.add_axes(
         ((width - _BAR + 0.12) / width, (height - _TITLE - 0.06 - tall) / height, 0.11 / width, tall / height)
     )
@@ -448,12 +468,16 @@ def _colors(count: int) -> list:
 
 
 def _points(axes: "Axes", drfs: np.ndarray, values: np.ndarray, expected: np.ndarray, color: str, name: str) -> None:
-    """Points of all realizations, and the expected line through the mean at DRF 1."""
+    """Points of all realizations, and the expected line."""
     where, realization = np.nonzero(np.isfinite(values) & (values > 0))
     axes.plot(drfs[where], values[where, realization], "o", color=color, ms=4.2, mew=0, label=name)
-    full = values[0][np.isfinite(values[0])]
-    if full.size:
-        axes.plot(drfs, full.mean() * expected, "-", color=color, lw=0.9, alpha=0.7)
+    if np.isfinite(expected).all():
+        axes.plot(drfs, expected, "-", color=color, lw=0.9, alpha=0.7)
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
 
 
 def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str) -> None:

@@ -26,6 +26,9 @@ ILLUSTRATED = 6
 DPI = 150
 _CSS_DPI = 100
 
+_MATCHING = 0.7
+"""Inserted noise below this part of the source's is pointed out: as if the simulated scan had twice the source's counts."""
+
 _MODES = {
     "thin": "counts / DRF: recorded counts thinned binomially, as a shorter scan of the same injection would have them",
 }
@@ -65,8 +68,14 @@ class _Summary:
     def source_is_full_dose(self) -> bool:
         return self.provenance.get("full_dose") == "source"
 
+    @property
+    def liver_is_labeled(self) -> bool:
+        return "labeled liver" in str(self.provenance.get("noise_region", ""))
+
     def ladder(self, noise_free_cov: float | None = None) -> figures.Ladder:
-        return figures.Ladder(self.name, self.drfs, self.doses["prompts"], self.doses["liver_cov"], noise_free_cov)
+        return figures.Ladder(
+            self.name, self.drfs, self.doses["prompts"], self.doses["liver_cov"], noise_free_cov, self.source_is_full_dose
+        )
 
 
 def write_report(dataset: Path, out: Path | None = None) -> Path:
@@ -135,7 +144,7 @@ def _head(subjects: list[_Summary]) -> str:
     ]
     if len(subjects) > 1:
         ladders = [s.ladder() for s in subjects]
-        caption = "All subjects. Points: measured; lines: what full dose predicts."
+        caption = "All subjects. Points: measured in one sphere each; lines: what is expected from DRF 1."
         parts.append(_picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
     if len(subjects) > ILLUSTRATED:
         parts.append(
@@ -256,7 +265,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     cov = None if noise_free is None or place is None else coefficient_of_variation(noise_free, place, grid)
     how = str(s.provenance.get("noise_region", "unknown"))
     first = "source image (DRF 1) and every lower dose" if s.source_is_full_dose else "reference and every dose"
-    circle = f" Red circle: where noise is measured ({how})." if outline else ""
+    where = f"the center of the red circle, where noise is measured: {how}" if outline else "the middle of the activity"
     parts = [
         f"<section><h2>{escape(s.name)} <span class=tag>{escape(s.split)}</span></h2>",
         "".join(f"<p class=inline-warn>Warning: {escape(w)}</p>" for w in s.warnings),
@@ -266,13 +275,14 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
         ),
         _picture(
             figures.slice_figure(shown, s.spacing_mm, narrow, index, outline), f"Slices of {s.name}",
-            f"Coronal, sagittal and axial slices through one voxel. {_window_text(narrow)}{circle} A: front.",
+            f"Coronal, sagittal and axial slices through {where}. {_window_text(narrow)} A: front.",
         ),
         f"<h3>Counts and noise by dose</h3>{_dose_table(s, images, noise_free, place, grid, cov)}",
         f"<p class=note>{escape(_dose_note(s, how))}</p>",
+        _inserted_note(s),
         _picture(
             figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
-            "Points: measured in one sphere, so COV scatters; lines: what full dose predicts, counts / DRF and √DRF.",
+            "Points: measured in one sphere, so COV scatters; lines: what is expected from DRF 1.",
         ),
         "<h3>Attenuation</h3>",
         _picture(
@@ -328,7 +338,16 @@ def _dose_table(
     place: tuple[slice, slice, slice] | None, grid: Grid, noise_free_cov: float | None,
 ) -> str:  # fmt: skip
     factor, unit = (1e-3, "kBq/mL") if s.suv_factor is None else (s.suv_factor, "SUV")
-    head = ["DRF", "Prompts", "Trues", "NEC", "MBq s/kg", "Counts x DRF / full dose", "Liver COV", f"Mean in sphere, {unit}"]
+    head = [
+        "DRF",
+        "Prompts",
+        "Trues",
+        "NEC",
+        "MBq s/kg",
+        "Counts x DRF / full dose",
+        "Liver COV" if s.liver_is_labeled else "COV",
+        f"Mean in sphere, {unit}",
+    ]
     full = s.doses["prompts"][0]
     rows = []
     for k, drf in enumerate(s.drfs):
@@ -351,9 +370,27 @@ def _dose_note(s: _Summary, how: str) -> str:
     means = " Mean of all realizations, except the sphere's mean." if s.doses["prompts"].shape[1] > 1 else ""
     mode = _MODES.get(s.mode, s.mode)
     return (
-        f"Mode {s.mode} = {mode}. COV: standard deviation / mean in the sphere ({how}). ± is the standard deviation that "
+        f"Mode {s.mode} = {mode}. COV: standard deviation / mean in one sphere: {how}. ± is the standard deviation that "
         f"binomial thinning gives.{means} Images of all doses are on the full-dose scale: a low dose is noisier, not darker."
     )
+
+
+def _inserted_note(s: _Summary) -> str:
+    """How the source's own noise compares with what was inserted: a ladder hides below a noisy source."""
+    source, inserted = _mean(s.doses["liver_cov"][0]), s.ladder().full_dose_noise()
+    if not s.source_is_full_dose or len(s.drfs) == 1 or not np.isfinite(source * inserted):
+        return ""
+    text = (
+        f"COV of the source image: {_percent(source)}; of the simulated full dose, as the growth of noise shows it: "
+        f"about {_percent(inserted)}."
+    )
+    if inserted > _MATCHING * source:
+        return f"<p class=note>{escape(text)}</p>"
+    text += (
+        " The source is noisier than the simulated scan, so its own noise hides that of mild dose reductions; --counts sets "
+        "the level of the simulated scan."
+    )
+    return f"<p class=inline-warn>{escape(text)}</p>"
 
 
 def _sphere_mean(image: np.ndarray, place: tuple[slice, slice, slice] | None, grid: Grid) -> float:
@@ -540,7 +577,7 @@ figcaption,.note{color:var(--soft);font-size:12.5px;margin:6px 0 0}
 pre{font-size:11px;line-height:1.4;white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f7f9;padding:10px}
 code{font-size:12px;overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--accent);margin-top:10px}
-@media (max-width:760px){.facts{grid-template-columns:1fr}.dense{columns:1}}
+@media screen and (max-width:760px){.facts{grid-template-columns:1fr}.dense{columns:1}}
 @media print{
 @page{size:A4;margin:12mm}
 body{font-size:10px;-webkit-print-color-adjust:exact;print-color-adjust:exact}

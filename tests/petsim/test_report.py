@@ -234,6 +234,16 @@ def test_expected_lines_follow_counts_and_noise():
     assert counts.get_xscale() == counts.get_yscale() == noise.get_yscale() == "log"
 
 
+def test_noise_of_the_simulated_scan_is_found_below_that_of_the_source(tmp_path):
+    drfs = np.array(DRFS)
+    cov = np.sqrt(0.06**2 + (drfs - 1) * 0.018**2)[:, None]
+    ladder = figures.Ladder("a", DRFS, np.ones((3, 1)), cov, inserted=True)
+    assert ladder.full_dose_noise() == pytest.approx(0.018)
+    np.testing.assert_allclose(ladder.expected_cov(), cov[:, 0])
+    measured = record(doses=record().doses | {"liver_cov": cov}, provenance=provenance(full_dose="source"))
+    assert "about 1.8 %. The source is noisier than the simulated scan" in page_of(tmp_path, measured).read_text()
+
+
 def test_many_doses_wrap_into_rows():
     image = np.ones((20, 10, 40), np.float32)
     shown = [figures.Shown(f"DRF {d}", "", image) for d in range(1, 10)]
