@@ -192,7 +192,7 @@ def parse(argv: list[str]) -> Any:
         lines = []
         for line in captured.getvalue().splitlines():
             text = line.strip("│╭╮╰╯─ ")
-            if line.startswith("│ ──") or line.startswith("╰"):
+            if line.startswith(("│ ──", "╰")):
                 break
             if line.startswith("│") and text:
                 lines.append(text)

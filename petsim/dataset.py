@@ -347,7 +347,7 @@ def _in_processes(jobs: Sequence[Job], request: Request, digest: str, workers: i
                 for future in finished:
                     done[waiting.pop(future)] = future.result()
         except BaseException:
-            for process in list((pool._processes or {}).values()):  # noqa: SLF001
+            for process in list((pool._processes or {}).values()):
                 process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -62,25 +62,20 @@ class Plan:
         """Views of a group."""
         return max(1, int(VIEW_CHUNK_BYTES / (4 * math.prod(self.layout.shape[1:]))))
 
-    def bytes_needed(self, images: int, doses: int, keep_counts: bool, keep_expected: bool) -> float:
-        """Estimated peak memory in bytes.
+    def bytes_needed(self, images: int, doses: int) -> float:
+        """Estimated peak memory in bytes when neither counts nor expected counts are held.
 
         Parameters
         ----------
         images : int
             Reconstructed together.
         doses : int
-        keep_counts, keep_expected : bool
-            Whether counts of all doses (a byte a bin), and expected counts (four bytes), are held.
         """
-        bins = math.prod(self.layout.shape)
         view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
         voxels = math.prod(self.grid.shape)
         fine = math.prod(self.simulation_grid.shape)
         return (
             350e6
-            + (doses * bins if keep_counts else 0)
-            + (4 * bins if keep_expected else 0)
             + view * (3 + 1.5 * doses + 2 * images)
             + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
@@ -162,7 +157,8 @@ def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettin
             f"{scanner.name}; use --scanner {' or '.join(holders) or 'with a longer field of view'}, or --center-mm Z "
             f"({bottom:.0f} to {top:.0f}) to scan a part"
         )
-    low, high = center - length / 2, center + length / 2
+    half_slice = subject.grid.spacing_mm[2] / 2
+    low, high = center - length / 2 + half_slice - 1e-6, center + length / 2 - half_slice + 1e-6
     activity, grid = crop_axially(subject.activity_bqml, subject.grid, low, high)
     assert activity is not None
     part = replace(
@@ -174,7 +170,7 @@ def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettin
 
 
 def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
-    """Field of view that holds the body, in steps of 20 mm; one for all generated subjects."""
+    """Field of view that holds the body, in steps of 20 mm, within that of the source; one for all generated subjects."""
     if not subject.is_noisy:
         return PHANTOM_FOV_MM
     assert subject.mu_per_cm is not None
@@ -183,7 +179,7 @@ def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
     if not body.any():
         raise DataError(f"{subject.name}: the mu-map is empty; no body was found")
     widest = float(radius[body].max()) + max(subject.grid.spacing_mm[:2])
-    return math.ceil(2 * widest / 20) * 20.0
+    return min(math.ceil(2 * widest / 20) * 20.0, *subject.grid.extent_mm[:2])
 
 
 def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: float) -> float:

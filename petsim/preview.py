@@ -9,13 +9,10 @@ import numpy as np
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
 from petsim.plan import Plan, memory_budget, plan_subject
 from petsim.projectors.sinogram import SinogramProjector
-from petsim.simulation import build_model, expected_total, noise_region, simulate_plan, storage
+from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, expected_total, noise_region, simulate_plan, storage
 
 NOISE_SLAB_MM = 60.0
 """Axial length simulated around the liver to measure its noise."""
-
-SAMPLED_VIEWS = 12
-"""Views from which expected counts and run time are estimated."""
 
 
 def preview(request: Request) -> dict[str, Any]:
@@ -36,10 +33,11 @@ def preview(request: Request) -> dict[str, Any]:
     doses = settings.ladder()
     model = build_model(plan, settings)
     budget = memory_budget(request.memory_gb)
-    keep_counts, keep_expected = storage(plan, len(doses), not subject.is_noisy, settings.realizations, budget)
-    every = max(1, plan.layout.views // SAMPLED_VIEWS)
-    total = settings.counts or expected_total(model, every)
-    seconds = _estimated_seconds(plan, model, settings, keep_counts)
+    noise_free = not subject.is_noisy
+    check_memory(plan, doses, noise_free, budget)
+    total = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
+    held = storage(plan, doses, noise_free, settings.realizations, total, budget)
+    seconds = _estimated_seconds(plan, model, settings, held[0] > 0)
     noise, region = _noise(plan, settings, budget)
     inj = plan.subject.injection
     return {
@@ -56,10 +54,8 @@ def preview(request: Request) -> dict[str, Any]:
         "liver_cov": {f"{d:g}": round(noise[k], 4) if noise else None for k, d in enumerate(doses)},
         "noise_region": region,
         "seconds_per_subject": round(seconds, 1),
-        "memory_gb": round(
-            plan.bytes_needed(len(doses) + (not subject.is_noisy), len(doses), keep_counts, keep_expected) / 1e9, 2
-        ),
-        "streamed": not keep_counts,
+        "memory_gb": round((plan.bytes_needed(len(doses) + noise_free, len(doses)) + sum(held)) / 1e9, 2),
+        "streamed": held[0] == 0,
         "disk_mb_per_subject": round(bytes_on_disk(plan, request) / 1e6, 1),
         "warnings": list(plan.warnings),
     }

@@ -1,5 +1,6 @@
 """One subject through the scanner: counts and images at every dose."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,35 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
     )
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Unsigned integers, held densely or as the places and values of those that are not zero, whichever is smaller."""
+
+    shape: tuple[int, ...]
+    values: np.ndarray
+    places: np.ndarray | None
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> "_Packed":
+        smallest = counts.astype(np.uint8 if counts.max() < 256 else np.uint16)
+        flat = smallest.reshape(-1)
+        if np.count_nonzero(flat) * SPARSE_BYTES > flat.nbytes:
+            return cls(counts.shape, flat, None)
+        places = np.flatnonzero(flat)
+        return cls(counts.shape, flat[places], places.astype(np.uint32))
+
+    def unpack_into(self, out: np.ndarray) -> None:
+        """Write to a zeroed array of the same shape."""
+        if self.places is None:
+            out[...] = self.values.reshape(self.shape)
+        else:
+            out.reshape(-1)[self.places] = self.values
+
+
+SPARSE_BYTES = 5
+"""Bytes a count takes when only those that are not zero are held."""
+
+
 class CountStream:
     """Counts of one realization at all doses, by groups of views: held in memory, or drawn anew whenever they are read.
 
@@ -96,26 +126,28 @@ class CountStream:
 
     def __init__(self, ladder: DoseLadder, expected: Callable[[np.ndarray], np.ndarray], keep: bool) -> None:
         self._ladder, self._expected, self._keep = ladder, expected, keep
-        self._held: dict[bytes, np.ndarray] = {}
+        self._held: dict[bytes, list[_Packed]] = {}
         self._totals: dict[bytes, np.ndarray] = {}
 
     def read(self, views: np.ndarray) -> np.ndarray:
         """Unsigned integers (dose, views, radial, tof, plane) of a group of views."""
         group = views.tobytes()
         if group in self._held:
-            return self._held[group]
-        drawn = []
-        for view, expected in zip(views.tolist(), self._expected(views), strict=True):
-            first = view * expected.size
-            drawn.append(self._ladder.thin(self._ladder.draw(expected, first), first))
-        smallest = np.uint8 if max(int(d[0].max()) for d in drawn) < 256 else np.uint16
-        counts = np.empty((drawn[0].shape[0], len(drawn), *drawn[0].shape[1:]), smallest)
-        for k, d in enumerate(drawn):
-            counts[:, k] = d
+            packed = self._held[group]
+            wide = max((p.values.dtype for p in packed), key=lambda t: t.itemsize)
+            counts = np.zeros((len(packed), *packed[0].shape), wide)
+            for p, out in zip(packed, counts, strict=True):
+                p.unpack_into(out)
+            return counts
+        expected = self._expected(views)
+        counts = np.empty((len(self._ladder.drfs), *expected.shape), np.uint16)
+        for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
+            first = view * mean.size
+            counts[:, k] = self._ladder.thin(self._ladder.draw(mean, first), first)
         if group not in self._totals:
             self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
         if self._keep:
-            self._held[group] = counts
+            self._held[group] = [_Packed.of(c) for c in counts]
         return counts
 
     def totals(self) -> np.ndarray:
@@ -153,9 +185,11 @@ def simulate_plan(
     """
     drfs = settings.ladder()
     noise_free_wanted = not plan.subject.is_noisy
-    keep_counts, keep_expected = storage(plan, len(drfs), noise_free_wanted, settings.realizations, budget_bytes)
+    check_memory(plan, drfs, noise_free_wanted, budget_bytes)
     model = build_model(plan, settings)
     scale = _count_scale(model, settings)
+    level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
+    keep_counts, keep_expected = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
     held: dict[bytes, np.ndarray] = {}
 
     def expected(views: np.ndarray) -> np.ndarray:
@@ -182,7 +216,7 @@ def simulate_plan(
     images, counts, sinograms, noise_free = [], [], [], None
     for realization in range(settings.realizations):
         ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization, settings.mode)
-        stream = CountStream(ladder, expected, keep_counts)
+        stream = CountStream(ladder, expected, keep_counts > 0)
         with_expected = noise_free_wanted and realization == 0
 
         def data(views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected) -> list[np.ndarray]:
@@ -224,24 +258,47 @@ def simulate_plan(
     return result
 
 
-def storage(plan: Plan, doses: int, noise_free: bool, realizations: int, budget: float) -> tuple[bool, bool]:
-    """Whether counts, and expected counts, fit the budget beside the rest.
+SAMPLED_VIEWS = 12
+"""Views from which the level of counts is estimated beforehand."""
+
+
+def check_memory(plan: Plan, drfs: tuple[float, ...], noise_free: bool, budget: float) -> None:
+    """Refuse a simulation that does not even fit when it is streamed.
 
     Raises
     ------
     DataError
-        Nothing fits; the message names a setting that does.
+        The message names a setting that fits.
     """
-    images = doses + noise_free
-    least = plan.bytes_needed(images, doses, False, False)
+    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
     if least > budget:
         raise DataError(
             f"{plan.subject.name}: about {least / 1e9:.1f} GB of memory are needed but {budget / 1e9:.1f} GB may be used; "
             f"raise --memory-gb, or use --preset fast, --voxel-mm {plan.preset.voxel_mm * 1.5:g} or fewer doses"
         )
-    keep_counts = plan.bytes_needed(images, doses, True, False) <= budget
-    wanted = noise_free or realizations > 1
-    return keep_counts, wanted and plan.bytes_needed(images, doses, keep_counts, True) <= budget
+
+
+def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations: int, level: float,
+            budget: float) -> tuple[float, float]:  # fmt: skip
+    """Bytes that counts, and expected counts, take when they are held; 0 for what does not fit and is computed anew.
+
+    Parameters
+    ----------
+    plan, drfs
+    noise_free : bool
+        Whether the expected counts are reconstructed too.
+    realizations : int
+    level : float
+        Expected prompts at full dose.
+    budget : float
+        Bytes that may be used.
+    """
+    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
+    bins = float(np.prod(plan.layout.shape))
+    counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
+    counts = counts if least + counts <= budget else 0.0
+    expected = 4 * bins if noise_free or realizations > 1 else 0.0
+    return counts, expected if least + counts + expected <= budget else 0.0
 
 
 def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
@@ -331,8 +388,15 @@ def _count_scale(model: AcquisitionModel, settings: SimulationSettings) -> float
 
 
 def expected_total(model: AcquisitionModel, every: int = 1) -> float:
-    """Expected prompts at full dose, from every `every`-th view scaled up."""
-    views = np.arange(0, model.layout.views, every)
+    """Expected prompts at full dose, from one view in `every`, scaled up.
+
+    Views are picked in golden-ratio steps: a constant step would beat with the period of the block gaps.
+    """
+    count = max(1, model.layout.views // every)
+    step = next(
+        s for s in range(round(model.layout.views * 0.618), 2 * model.layout.views) if math.gcd(s, model.layout.views) == 1
+    )
+    views = np.sort(np.arange(count) * step % model.layout.views)
     total = sum(float(model.expected(np.array([v])).sum(dtype=np.float64)) for v in views)
     return total * model.layout.views / len(views)
 

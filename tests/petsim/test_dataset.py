@@ -1,0 +1,254 @@
+"""Datasets: whole files only, and the same bytes however they were made."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_recipes.errors import DataError
+from petsim.cache.schema import pack, unpack
+from petsim.cache.store import SubjectFile, assign_splits, read_index, write_index
+from petsim.dataset import make_dataset
+from petsim.export import dose_name, export_nifti
+from petsim.verify import verify
+from tests import kill_driver
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    import data_recipes.phantoms.whole_body as module
+
+    monkeypatch.setattr(module, "whole_body", module.whole_body)
+    kill_driver.coarse_patients()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """A dataset made without any interruption."""
+    folder = tmp_path_factory.mktemp("reference") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        import data_recipes.phantoms.whole_body as module
+
+        patch.setattr(module, "whole_body", module.whole_body)
+        kill_driver.coarse_patients()
+        make_dataset(kill_driver.request(str(folder)))
+    return folder
+
+
+def test_a_dataset_verifies_and_has_every_split(reference):
+    result = verify(reference)
+    assert result["problems"] == [] and result["subjects"] == 3
+    assert {s["split"] for s in read_index(reference)["subjects"]} == {"train", "val", "test"}
+    assert sorted(p.suffix for p in reference.iterdir()) == [".h5", ".h5", ".h5", ".json"]
+
+
+def test_files_hold_what_schema_1_says(reference):
+    path = next(reference.glob("*.h5"))
+    with SubjectFile(path) as f:
+        assert f.drfs == [1.0, 4.0, 20.0]
+        recon = f.h5["recon"]
+        assert recon.dtype == np.float16 and recon.shape[:2] == (3, 1)
+        table = f.doses()
+        assert np.all(table["prompts"] == table["trues"]) and np.all(table["scatter"] == 0)
+        assert np.all(np.diff(table["prompts"][:, 0]) < 0)
+        assert f.json("provenance")["not_modeled"] == ["scatter", "randoms", "dead time"]
+        assert f.array("reference/noise_free") is not None
+        # SUV factor: 1 / (MBq at scan start / kg) in Bq and g.
+        injection = f.json("provenance")["injection"]
+        at_scan = injection["injected_mbq"] * 0.5 ** (injection["uptake_s"] / 6586.2)
+        assert f.suv_factor == pytest.approx(injection["weight_kg"] * 1e3 / (at_scan * 1e6), rel=1e-6)
+        text = f.h5.attrs["configuration"] + f.h5.attrs["provenance"]
+    assert str(ROOT) not in text and os.uname().nodename not in json.loads(
+        text.split("}{")[0] + "}" if "}{" in text else "{}"
+    )
+
+
+def test_packing_keeps_eleven_bits():
+    values = np.array([0.0, 1.0, -3.5, 8.123e6, 55.0], np.float32)
+    stored, scale = pack(values)
+    np.testing.assert_allclose(unpack(stored, scale), values, rtol=2**-11, atol=8.123e6 / 32768 * 2**-14)
+
+
+def test_two_workers_make_the_same_files(reference, tmp_path):
+    script = ("from tests import kill_driver; from petsim.dataset import make_dataset; import sys\n"
+              "if __name__ == '__main__':\n"
+              "    make_dataset(kill_driver.request(sys.argv[1]), workers=2)\n")  # fmt: skip
+    (tmp_path / "run.py").write_text(script)
+    spawned = tmp_path / "sitecustomize.py"
+    # Spawned workers import this module by itself, and have to use the coarse patients too.
+    spawned.write_text("import sys\nsys.path.insert(0, %r)\nfrom tests import kill_driver\nkill_driver.coarse_patients()\n"
+                       % str(ROOT))  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "set")], check=True, env=env)
+    assert contents(tmp_path / "set") == contents(reference)
+
+
+def test_shards_make_the_same_files(reference, tmp_path):
+    for first in (2, 1):
+        make_dataset(kill_driver.request(str(tmp_path / "set")), shard=(first, 2))
+    assert contents(tmp_path / "set") == contents(reference)
+
+
+def test_running_again_changes_nothing(reference):
+    before = {p.name: p.stat().st_mtime_ns for p in reference.glob("*.h5")}
+    result = make_dataset(kill_driver.request(str(reference)))
+    assert not any(s["made"] for s in result["subjects"])
+    assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.h5")} == before
+
+
+def test_a_killed_dataset_is_completed_to_the_same_bytes(reference, tmp_path):
+    """SIGKILL at twenty random moments after a subject was begun, inside the write and the rename too; then re-run."""
+    rng = random.Random(0)
+    folder = tmp_path / "set"
+    kills = 0
+    places = ["none"] * 12 + ["write"] * 4 + ["rename"] * 4
+    rng.shuffle(places)
+    for place in places:
+        if len(list(folder.glob("*.h5"))) == 3:
+            # A finished set gives nothing to kill: start over with one subject lost.
+            next(folder.glob("*.h5")).unlink()
+        process = subprocess.Popen([sys.executable, "-m", "tests.kill_driver", str(folder), place], cwd=ROOT,
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert process.stdout is not None
+        wanted = "begun" if place == "none" else "paused"
+        for line in process.stdout:
+            if line.strip() == wanted:
+                break
+        if place == "none":
+            time.sleep(rng.uniform(0.0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        for path in folder.glob("*.h5"):
+            with h5py.File(path) as f:
+                assert "recon" in f and "configuration_sha256" in f.attrs
+    assert kills >= 16
+    make_dataset(kill_driver.request(str(folder)))
+    assert contents(folder) == contents(reference)
+
+
+def test_other_settings_are_refused_unless_overwrite(reference, tmp_path):
+    request = kill_driver.request(str(tmp_path / "set"))
+    request = replace(request, subjects=1)
+    make_dataset(request)
+    other = replace(request, settings=replace(request.settings, seed=5))
+    with pytest.raises(DataError, match="--overwrite"):
+        make_dataset(other)
+    make_dataset(other, overwrite=True)
+    assert [s["name"] for s in read_index(tmp_path / "set")["subjects"]] == ["phantom-50000"]
+
+
+def test_more_subjects_can_be_added(reference, tmp_path):
+    folder = tmp_path / "set"
+    make_dataset(replace(kill_driver.request(str(folder)), subjects=1))
+    make_dataset(kill_driver.request(str(folder)))
+    assert contents(folder) == contents(reference)
+
+
+def test_sinograms_are_stored_when_asked_for(tmp_path):
+    request = replace(kill_driver.request(str(tmp_path / "set")), subjects=1, save=("recon", "sinogram"))
+    make_dataset(request)
+    assert verify(tmp_path / "set")["problems"] == []
+    with SubjectFile(next((tmp_path / "set").glob("*.h5"))) as f:
+        sinogram = f.h5["sinogram"][()].astype(np.int64)
+        np.testing.assert_array_equal(sinogram.sum(axis=(2, 3, 4, 5)), f.h5["doses/prompts"][()])
+        assert np.all(np.diff(sinogram, axis=0) <= 0)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    import petsim.cache.store as store
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_exact", full)
+    with pytest.raises(DataError, match="disk is full"):
+        make_dataset(replace(kill_driver.request(str(tmp_path / "set")), subjects=1))
+    assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_too_small_a_disk_is_said_before_simulating(tmp_path, monkeypatch):
+    import petsim.dataset as dataset
+
+    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(DataError, match="free some space"):
+        make_dataset(replace(kill_driver.request(str(tmp_path / "set")), subjects=1))
+
+
+def copy_of(reference: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in reference.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_verify_finds_damage(reference, tmp_path):
+    changed = copy_of(reference, tmp_path / "changed")
+    path = sorted(changed.glob("*.h5"))[0]
+    with h5py.File(path, "r+") as f:
+        f["recon"][0, 0, 1, 1, 1] = np.float16(np.nan)
+        f["doses/prompts"][1, 0] = f["doses/prompts"][0, 0]
+    problems = "\n".join(verify(changed)["problems"])
+    assert "/recon differs from its hash" in problems
+    assert "NaN" in problems
+    assert "DRF 4" in problems and "expected" in problems
+    assert "differs from the hash in the index" in problems
+
+    cut = copy_of(reference, tmp_path / "cut")
+    path = sorted(cut.glob("*.h5"))[0]
+    path.write_bytes(path.read_bytes()[:5000])
+    assert any("not a readable HDF5 file" in p for p in verify(cut)["problems"])
+
+    lost = copy_of(reference, tmp_path / "lost")
+    sorted(lost.glob("*.h5"))[0].unlink()
+    assert any("not there" in p for p in verify(lost)["problems"])
+
+
+def test_the_index_can_be_rebuilt(reference, tmp_path):
+    folder = copy_of(reference, tmp_path / "copy")
+    (folder / "dataset.json").unlink()
+    write_index(folder)
+    assert contents(folder) == contents(reference)
+
+
+def test_splits_do_not_depend_on_order_and_none_is_empty():
+    names = [f"s{k}" for k in range(20)]
+    splits = assign_splits(names)
+    assert splits == assign_splits(names[::-1])
+    assert sorted(set(splits.values())) == ["test", "train", "val"]
+    assert {assign_splits(names[:n])[x] for n in (3,) for x in names[:n]} == {"test", "train", "val"}
+    assert assign_splits(["one"]) == {"one": "train"}
+
+
+def test_export_has_the_right_affine_values_and_names(reference, tmp_path):
+    files = export_nifti(reference, tmp_path / "nifti", "suv")
+    assert "phantom-0000_drf-020_real-0.nii.gz" in files and "phantom-0000_noise-free.nii.gz" in files
+    with SubjectFile(reference / "phantom-0000.h5") as f:
+        image = nib.load(tmp_path / "nifti" / "phantom-0000_drf-020_real-0.nii.gz")
+        np.testing.assert_allclose(image.affine, f.affine, rtol=1e-6, atol=1e-4)
+        np.testing.assert_allclose(image.get_fdata(), f.image(2) * f.suv_factor, rtol=1e-5, atol=1e-5)
+        labels = nib.load(tmp_path / "nifti" / "phantom-0000_labels.nii.gz")
+        np.testing.assert_array_equal(np.asarray(labels.dataobj), f.h5["truth/labels"][()])
+
+
+@pytest.mark.parametrize(("drf", "name"), [(1, "drf-001"), (20, "drf-020"), (2.5, "drf-002p5"), (100, "drf-100")])
+def test_names_sort_by_dose(drf, name):
+    assert dose_name(drf) == name

@@ -1,0 +1,194 @@
+"""Counts, noise and images of whole simulations against what physics demands."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import petsim
+from data_recipes.errors import DataError, UsageError
+from data_recipes.isotopes import isotope
+from data_recipes.phantoms.analytic import cylinder, line_source
+from data_recipes.phantoms.whole_body import whole_body
+from data_recipes.subject import Injection
+from petsim.acquisition import effective_seconds, ray_shifts
+from petsim.dose import DoseLadder
+from petsim.noise import sphere
+from petsim.physics.attenuation import survival
+from petsim.physics.normalization import crystal_efficiencies, normalization
+from petsim.plan import plan_subject
+from petsim.settings import SimulationSettings
+from petsim.simulation import CountStream, build_model, expected_total, insert_noise, noise_region, simulate_plan
+
+SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
+
+
+@pytest.mark.parametrize("scanner", ["biograph_mmr", "biograph_vision_600", "biograph_vision_quadra"])
+def test_a_70_cm_line_source_gives_the_published_sensitivity(scanner):
+    """Through projector, gaps, acceptance and solid angle: within 2 % of the NEMA figure (the issue's bar).
+
+    The source is 30 mm thick, wider than the distance of merged LORs, so that no sampling error of theirs enters.
+    """
+    settings = SimulationSettings(scanner=scanner, preset="fast", center_mm=0.0)
+    source = line_source(diameter_mm=30.0)
+    plan = plan_subject(source, settings)
+    rate = expected_total(build_model(plan, settings), every=5) / plan.seconds
+    assert abs(rate / (source.total_mbq() * 1e3) / plan.scanner.sensitivity_cps_per_kbq - 1) < 0.02
+
+
+def test_counts_follow_duration_decay_and_branching():
+    """Integral of exp(-lambda t) over the frame; Ga-68 has fewer positrons a decay and a shorter half-life."""
+    fluorine, gallium = Injection(isotope="F-18"), Injection(isotope="Ga-68")
+    assert effective_seconds(fluorine, 1.0) == pytest.approx(1.0, rel=1e-4)
+    half_life = isotope("Ga-68").half_life_s
+    expected = half_life / np.log(2) * 0.5 * isotope("Ga-68").branching / isotope("F-18").branching
+    assert effective_seconds(gallium, half_life) == pytest.approx(expected, rel=1e-9)
+
+
+def test_survival_through_20_cm_of_tissue():
+    assert survival(np.float32(0.096 * 200)) == pytest.approx(np.exp(-0.096 * 20), rel=1e-6)
+
+
+@pytest.mark.parametrize("rays", [2, 3, 4])
+def test_rays_have_the_variance_of_a_crystal_pair(rays):
+    shifts = np.array(ray_shifts(rays))
+    assert shifts.mean() == pytest.approx(0) and np.mean(shifts**2) == pytest.approx(1 / 24)
+
+
+def test_virtual_crystals_see_nothing_and_merged_bins_sum_their_parts():
+    plain = plan_subject(cylinder(length_mm=60.0), SimulationSettings(scanner=SMALL, preset="fast")).layout
+    efficiencies = crystal_efficiencies(plain.scanner, 0.1)
+    assert np.all((efficiencies == 0) == ~plain.scanner.transaxial_is_real()[:, None])
+    real = efficiencies[plain.scanner.transaxial_is_real()]
+    assert real.mean() == pytest.approx(1, rel=1e-5) and real.std() == pytest.approx(0.1, rel=0.1)
+
+    views = np.arange(plain.views)
+    merged = normalization(plain, efficiencies, views)
+    fine = replace(plain, merge_transaxial=1, merge_axial=1, span=1, max_ring_difference=15, radials=165)
+    first = np.stack([fine.crystal_pairs(v)[0][0] for v in range(fine.views)])
+    second = np.stack([fine.crystal_pairs(v)[1][0] for v in range(fine.views)])
+    total = 0.0
+    for a, b in zip(first.ravel(), second.ravel(), strict=True):
+        total += np.outer(efficiencies[a], efficiencies[b]).sum()
+    wide = replace(plain, radials=plain.crystals - 1)
+    whole = normalization(wide, efficiencies, views)
+    chord = np.diff(wide.transaxial_ends(views).reshape(*whole.shape[:2], 2, 2), axis=2)[:, :, 0]
+    length2 = (chord**2).sum(axis=-1)[..., None]
+    dz = np.concatenate([np.full(s.planes, s.ring_difference * wide.ring_pitch_mm) for s in wide.segments()])
+    without_solid_angle = (whole / (length2 / (length2 + dz**2)) ** 2).sum(dtype=np.float64)
+    # Pairs inside one merged crystal lie in no merged bin, and the outermost fine radials are left out: under 3 %.
+    assert without_solid_angle == pytest.approx(total, rel=0.03)
+    assert merged.min() >= 0
+
+
+def test_images_have_the_activity_of_the_subject():
+    """Absolute scale end to end: a uniform cylinder is reconstructed at its concentration, at every dose."""
+    subject = cylinder(radius_mm=90.0, length_mm=88.0, bqml=8000.0)
+    result = petsim.simulate(
+        subject, SMALL, drf=[10], preset="fast", iterations=4)  # fmt: skip
+    x, y, z = (result.grid.axis_mm(a) for a in range(3))
+    inside = (np.hypot(x[:, None], y[None, :]) < 60)[:, :, None] & (np.abs(z) < 25)[None, None, :]
+    assert result.noise_free is not None
+    assert result.noise_free[inside].mean() == pytest.approx(8000, rel=0.02)
+    for image in result.images[:, 0]:
+        assert image[inside].mean() == pytest.approx(8000, rel=0.03)
+
+
+def test_streamed_counts_give_the_same_images_bit_for_bit():
+    settings = SimulationSettings(scanner=SMALL, preset="fast", drf=(5.0,))
+    plan = plan_subject(cylinder(length_mm=80.0), settings)
+    kept = simulate_plan(plan, settings, 8e9)
+    least = plan.bytes_needed(3, 2)
+    streamed = simulate_plan(plan, settings, least * 1.0001)
+    np.testing.assert_array_equal(kept.images, streamed.images)
+    assert kept.counts == streamed.counts
+
+
+def test_too_little_memory_is_said_before_starting():
+    settings = SimulationSettings(scanner=SMALL, preset="fast")
+    plan = plan_subject(cylinder(length_mm=80.0), settings)
+    with pytest.raises(DataError, match="--memory-gb"):
+        simulate_plan(plan, settings, 1e6)
+
+
+def test_independent_realizations_are_poisson():
+    """Variance over mean of the counts of one bin between realizations is 1."""
+    settings = SimulationSettings(scanner=SMALL, preset="fast")
+    plan = plan_subject(cylinder(length_mm=80.0), settings)
+    views = np.array([3])
+    expected = build_model(plan, settings).expected(views)
+    draws = np.stack([CountStream(DoseLadder((1.0, 4.0), 0, "x", r), lambda v: expected, False).read(views)[:, 0]
+                      for r in range(60)]).astype(float)  # fmt: skip
+    for k, d in enumerate((1, 4)):
+        used = expected[0] / d > 0.05
+        ratio = draws[:, k][:, used].var(axis=0, ddof=1).sum() / (expected[0][used] / d).sum()
+        assert abs(ratio - 1) < 0.02
+
+
+def test_counts_flag_sets_the_level():
+    settings = SimulationSettings(scanner=SMALL, preset="fast", counts=250_000.0, drf=(2.0,))
+    result = simulate_plan(plan_subject(cylinder(length_mm=80.0), settings), settings)
+    assert abs(result.counts[0]["prompts"] - 250_000) < 5 * 500
+
+
+def test_arrays_can_be_simulated():
+    subject = cylinder(length_mm=80.0)
+    result = petsim.simulate(subject.activity_bqml, SMALL, drf=[3], preset="fast", voxel_mm=subject.grid.spacing_mm,
+                             mu_per_cm=subject.mu_per_cm, keep_sinograms=True)  # fmt: skip
+    assert result.drfs == (1.0, 3.0)
+    assert result.sinograms is not None
+    assert [int(s.sum()) for s in result.sinograms[0]] == [row["prompts"] for row in result.counts]
+    with pytest.raises(UsageError, match="voxel_mm"):
+        petsim.simulate(subject.activity_bqml, SMALL)
+
+
+def test_a_subject_that_is_too_long_names_scanners_and_center_mm():
+    with pytest.raises(DataError, match=r"biograph_vision_quadra.*--center-mm"):
+        plan_subject(cylinder(length_mm=500.0), SimulationSettings(scanner="biograph_mmr"))
+    plan = plan_subject(cylinder(length_mm=500.0), SimulationSettings(scanner="biograph_mmr", center_mm=50.0))
+    assert plan.subject.grid.extent_mm[2] <= 260
+
+
+@pytest.fixture(scope="module")
+def liver_scans():
+    """Ten realizations of a generated patient's liver on the Biograph Vision 600, DRF 1 to 20."""
+    patient = whole_body(3)
+    box, _ = noise_region(patient.activity_bqml, patient.labels, patient.label_names, patient.grid)
+    assert box is not None
+    middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12,
+                                  center_mm=middle)  # fmt: skip
+    result = simulate_plan(plan_subject(patient, settings), settings)
+    box, how = noise_region(result.activity_bqml, result.labels, patient.label_names, result.grid)
+    assert box is not None and "liver" in how
+    return result, result.images[(slice(None), slice(None), *box)][:, :, sphere(result.grid)].astype(np.float64)
+
+
+def test_noise_grows_as_the_square_root_of_drf(liver_scans):
+    result, liver = liver_scans
+    spread = liver.std(axis=1, ddof=1).mean(axis=1)
+    for k, d in enumerate(result.drfs):
+        assert spread[k] / spread[0] == pytest.approx(np.sqrt(d), rel=0.10)
+
+
+def test_mean_uptake_does_not_change_with_dose(liver_scans):
+    _, liver = liver_scans
+    means = liver.mean(axis=(1, 2))
+    np.testing.assert_allclose(means, means[0], rtol=0.02)
+
+
+def test_inserted_noise_is_that_of_nested_data(liver_scans):
+    """Var(recon_D - recon_1) = (D - 1) Var(recon_1) and no covariance with recon_1, on one draw."""
+    result, liver = liver_scans
+    source = np.full(result.images.shape[2:], 7.0, np.float32)
+    inserted = insert_noise(source, result.images)
+    np.testing.assert_array_equal(inserted[0], np.broadcast_to(source, inserted[0].shape))
+    added = liver - liver[:1]
+    full = liver[0] - liver[0].mean(axis=0)
+    variance = (full**2).sum(axis=0).mean()
+    for k, d in enumerate(result.drfs[1:], start=1):
+        noise = added[k] - added[k].mean(axis=0)
+        assert (noise**2).sum(axis=0).mean() / variance == pytest.approx(d - 1, rel=0.2)
+        correlation = (noise * full).sum() / np.sqrt((noise**2).sum() * (full**2).sum())
+        assert abs(correlation) < 0.1
