@@ -1,6 +1,9 @@
 """petsim: what a PET scanner would have recorded at each dose, and the images it would have shown."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from petsim.api import simulate
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "simulate"]

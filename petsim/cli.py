@@ -189,12 +189,14 @@ def parse(argv: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
+        # A box of lines: title, message, rule, hint. Without UTF-8 its border is blank and the title a line of its own.
+        lines = captured.getvalue().splitlines()[1:]
+        texts = [line.strip("│ ") for line in lines]
         lines = []
-        for line in captured.getvalue().splitlines():
-            text = line.strip("│╭╮╰╯─ ")
-            if line.startswith(("│ ──", "╰")):
+        for text in texts:
+            if text.startswith(("For full helptext", "Argument helptext")):
                 break
-            if line.startswith("│") and text:
+            if text.strip("─-╭╮╰╯ "):
                 lines.append(text)
         raise UsageError((" ".join(lines) or "wrong command line") + "; see petsim --help") from None
 

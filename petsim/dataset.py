@@ -215,7 +215,7 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
         raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
     for path in subject_files(out):
         with SubjectFile(path) as f:
-            same = f.h5.attrs["configuration_sha256"] == digest
+            same = f.attribute("configuration_sha256") == digest
         if not same and not overwrite:
             raise DataError(
                 f"--out {out.name}: {path.name} was made with other settings; choose another folder, or add --overwrite to "
@@ -373,7 +373,7 @@ def _start_worker(threads: int, messages: Any) -> None:
 
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
     global _messages
     _messages = messages
 

@@ -46,7 +46,7 @@ def export_nifti(dataset: Path, out: Path, unit: str = "bqml") -> list[str]:
             if factor is None:
                 raise DataError(f"{path.name}: no SUV without weight, activity and uptake time; export with --unit bqml")
             for k, drf in enumerate(f.drfs):
-                for r in range(f.h5["recon"].shape[1]):
+                for r in range(f.dataset("recon").shape[1]):
                     written.append(_write(out, f"{f.name}_{dose_name(drf)}_real-{r}", f.image(k, r) * factor, f.affine))
             noise_free = f.array("reference/noise_free")
             if noise_free is not None:

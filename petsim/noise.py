@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy import ndimage
+from scipy.signal import fftconvolve
 
 from data_recipes.grid import Grid
 
@@ -21,7 +22,7 @@ def liver_sphere(labels: np.ndarray, liver: int, grid: Grid) -> tuple[slice, sli
     """Place of the sphere deepest inside the liver, or None when the label is absent or touches the edge there."""
     if not np.any(labels == liver):
         return None
-    depth = ndimage.distance_transform_edt(labels == liver, sampling=grid.spacing_mm)
+    depth = np.asarray(ndimage.distance_transform_edt(labels == liver, sampling=grid.spacing_mm))
     return _box(np.unravel_index(int(np.argmax(depth)), grid.shape), grid)
 
 
@@ -32,8 +33,6 @@ def uniform_sphere(image: np.ndarray, grid: Grid) -> tuple[slice, slice, slice] 
     """
     kernel = sphere(grid).astype(np.float32)
     kernel /= kernel.sum()
-    from scipy.signal import fftconvolve
-
     mean = fftconvolve(image, kernel, mode="same")
     spread = np.sqrt(np.maximum(fftconvolve(image.astype(np.float32) ** 2, kernel, mode="same") - mean**2, 0))
     body_mean = image[image > 0.1 * image[image > 0].mean()].mean() if (image > 0).any() else 0.0

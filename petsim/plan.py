@@ -122,7 +122,8 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
         warnings.append(f"{100 * outside:.1f} % of the activity lies outside the {fov:g} mm field of view and is lost")
     fwhm = scanner.resolution_fwhm_mm
     if subject.fwhm_mm is not None:
-        fwhm = tuple(math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(fwhm, subject.fwhm_mm, strict=True))
+        x_mm, y_mm, z_mm = (math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(fwhm, subject.fwhm_mm, strict=True))
+        fwhm = (x_mm, y_mm, z_mm)
         if max(subject.fwhm_mm) > max(scanner.resolution_fwhm_mm):
             warnings.append(
                 f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "

@@ -15,7 +15,7 @@ from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim import figures
 from petsim.cache.store import SubjectFile, read_index, whole_or_nothing
-from petsim.noise import SPHERE_MM, coefficient_of_variation, liver_sphere, sphere, uniform_sphere
+from petsim.noise import SPHERE_MM, coefficient_of_variation, sphere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,11 +242,11 @@ def _overview(subjects: list[_Summary]) -> str:
 def _subject(f: SubjectFile, s: _Summary) -> str:
     """Section of one subject: figures, dose table, what is known of it."""
     noise_free = f.array("reference/noise_free")
-    activity, mu, labels = f.array("truth/activity"), f.array("truth/mu"), f.array("truth/labels")
+    activity, mu = f.array("truth/activity"), f.array("truth/mu")
     assert activity is not None and mu is not None
     mu = mu.astype(np.float32)
     grid = Grid((s.shape[0], s.shape[1], s.shape[2]), s.spacing_mm, (0.0, 0.0, 0.0))
-    place = _noise_place(f, activity, labels, grid)
+    place = _noise_place(f)
     box = figures.body_box(mu, s.spacing_mm)
     images = [f.image(k) for k in range(len(s.drfs))]
     reference = noise_free if noise_free is not None else activity
@@ -295,17 +295,10 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     return "\n".join(parts)
 
 
-def _noise_place(
-    f: SubjectFile, activity: np.ndarray, labels: np.ndarray | None, grid: Grid
-) -> tuple[slice, slice, slice] | None:
-    """Where the stored noise was measured, found again by the rule that `noise_region` in the provenance names."""
-    how = str(f.json("provenance").get("noise_region", ""))
-    if "labeled liver" in how and labels is not None:
-        attributes: Any = f.h5["truth/labels"].attrs
-        names = json.loads(attributes["names"])
-        liver = next((int(k) for k, v in names.items() if v == "liver"), None)
-        return None if liver is None else liver_sphere(labels, liver, grid)
-    return uniform_sphere(activity, grid) if "uniform" in how else None
+def _noise_place(f: SubjectFile) -> tuple[slice, slice, slice] | None:
+    """Where the stored noise was measured."""
+    place = f.json("provenance").get("noise_sphere")
+    return None if place is None else (slice(*place[0]), slice(*place[1]), slice(*place[2]))
 
 
 def _middle(image: np.ndarray) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import NOT_MODELED, AcquisitionModel
 from petsim.dose import DoseLadder
 from petsim.filters import gaussian
-from petsim.noise import coefficient_of_variation, liver_sphere, uniform_sphere
+from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
 from petsim.plan import Plan
@@ -147,7 +147,7 @@ class CountStream:
         if group not in self._totals:
             self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
         if self._keep:
-            self._held[group] = [_Packed.of(c) for c in counts]
+            self._held[group] = [_Packed.of(np.asarray(c)) for c in counts]
         return counts
 
     def totals(self) -> np.ndarray:
@@ -255,6 +255,8 @@ def simulate_plan(
         provenance=_provenance(plan, settings, scale),
     )
     _add_figures(result, plan)
+    if settings.full_dose == "source":
+        _compare_noise(result, level)
     return result
 
 
@@ -334,7 +336,7 @@ class _Reconstructor:
         assert subject.mu_per_cm is not None
         mu = resample(subject.mu_per_cm, subject.grid, plan.grid)
         self.psf_mm = plan.scanner.resolution_fwhm_mm
-        self.inside = plain._mask
+        self.inside = plain.support
         self.sensitivities = []
         for subset in range(plan.preset.subsets):
             sums = plain.new_sums(1)
@@ -416,11 +418,35 @@ def _add_figures(result: Simulation, plan: Plan) -> None:
     """Add dose figures and the measured noise to the count table."""
     box, how = noise_region(result.activity_bqml, result.labels, plan.subject.label_names, result.grid)
     result.provenance["noise_region"] = how if box is not None else "none found"
+    result.provenance["noise_sphere"] = None if box is None else [[b.start, b.stop] for b in box]
     activity, weight = plan.subject.activity_at_scan_mbq(), plan.subject.injection.weight_kg
     for row in result.counts:
         image = result.images[result.drfs.index(row["drf"]), row["realization"]]
         row["mbq_s_per_kg"] = activity * plan.duration_s / weight / row["drf"] if activity and weight else None
         row["liver_cov"] = coefficient_of_variation(image, box, result.grid) if box is not None else None
+
+
+def _compare_noise(result: Simulation, level: float) -> None:
+    """Warn when a source is much noisier or smoother than a full-dose scan of this scanner would be.
+
+    The inserted noise at DRF D is sqrt(D - 1) times that of a full dose (see `insert_noise`), which gives the latter
+    without a second reconstruction.
+    """
+    place = result.provenance["noise_sphere"]
+    if place is None or len(result.drfs) < 2:
+        return
+    box = tuple(slice(*bounds) for bounds in place)
+    inside = sphere(result.grid)
+    source = result.images[0, 0][box][inside].astype(np.float64)
+    added = result.images[1, 0][box][inside] - source
+    source_cov = source.std() / source.mean()
+    full_cov = added.std() / source.mean() / math.sqrt(result.drfs[1] - 1)
+    if not 0.5 < source_cov / full_cov < 2:
+        result.provenance["warnings"].append(
+            f"the source's own noise (COV {100 * source_cov:.1f} %) is not that of a full dose on this scanner "
+            f"({100 * full_cov:.1f} %, {level:.2g} counts), so noise does not grow as sqrt(DRF) from DRF 1 on; "
+            f"--counts {level * (full_cov / source_cov) ** 2:.2g} would match it"
+        )
 
 
 def _provenance(plan: Plan, settings: SimulationSettings, scale: float) -> dict[str, Any]:

@@ -36,9 +36,8 @@ def verify(folder: Path) -> dict[str, Any]:
         try:
             with SubjectFile(path) as f:
                 problems += [f"{path.name}: {p}" for p in _check_subject(f)]
-                counts[f.name] = {
-                    f"{d:g}": int(n) for d, n in zip(f.drfs, f.h5["doses/prompts"][:, 0], strict=True)
-                }  # fmt: skip
+                prompts = f.doses()["prompts"][:, 0]
+                counts[f.name] = {f"{d:g}": int(n) for d, n in zip(f.drfs, prompts, strict=True)}
         except DataError as error:
             problems.append(str(error))
         except (KeyError, ValueError, OSError) as error:
@@ -52,8 +51,8 @@ def _check_subject(f: SubjectFile) -> list[str]:
     datasets: list[str] = []
     f.h5.visititems(lambda name, item: datasets.append(name) if hasattr(item, "shape") else None)
     for name in datasets:
-        values = f.h5[name][()]
-        if f.h5[name].attrs.get("sha256") != array_sha256(values):
+        values = f.dataset(name)[()]
+        if f.dataset(name).attrs.get("sha256") != array_sha256(values):
             problems.append(f"/{name} differs from its hash; it was changed or damaged")
         if values.dtype.kind == "f" and not name.startswith("doses/") and not np.isfinite(values).all():
             problems.append(f"/{name} has NaN or infinite values")
@@ -61,14 +60,14 @@ def _check_subject(f: SubjectFile) -> list[str]:
     missing = wanted - set(datasets)
     if missing:
         return [*problems, f"lacks {', '.join(sorted(missing))}"]
-    if sha256_of(f.json("configuration")) != f.h5.attrs["configuration_sha256"]:
+    if sha256_of(f.json("configuration")) != f.attribute("configuration_sha256"):
         problems.append("the configuration differs from its hash")
     noisy = f.json("provenance")["truth_is_noisy"]
     if not noisy and "reference/noise_free" not in datasets:
         problems.append("lacks reference/noise_free although its subject is simulated")
-    shape = tuple(f.h5.attrs["shape"])
-    if f.h5["recon"].shape[2:] != shape or f.h5["recon"].shape[0] != len(f.drfs):
-        problems.append(f"/recon has shape {f.h5['recon'].shape}, expected ({len(f.drfs)}, n, {shape})")
+    shape = f.shape
+    if f.dataset("recon").shape[2:] != shape or f.dataset("recon").shape[0] != len(f.drfs):
+        problems.append(f"/recon has shape {f.dataset('recon').shape}, expected ({len(f.drfs)}, n, {shape})")
     return problems + _check_counts(f)
 
 
@@ -87,7 +86,7 @@ def _check_counts(f: SubjectFile) -> list[str]:
                     f"DRF {d:g}, realization {r}: {prompts[k, r]:.0f} counts, expected {full / d:.0f} +- {spread:.0f}"
                 )
     if "sinogram" in f.h5:
-        stored = f.h5["sinogram"]
+        stored = f.dataset("sinogram")
         for k in range(stored.shape[0]):
             for r in range(stored.shape[1]):
                 total = sum(int(stored[k, r, v].sum(dtype=np.int64)) for v in range(stored.shape[2]))

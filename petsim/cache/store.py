@@ -143,52 +143,69 @@ class SubjectFile:
     def __exit__(self, *_: object) -> None:
         self.h5.close()
 
+    def dataset(self, name: str) -> h5py.Dataset:
+        """A dataset by its name; KeyError when it is absent."""
+        item = self.h5[name]
+        if not isinstance(item, h5py.Dataset):
+            raise KeyError(f"/{name} is not a dataset")
+        return item
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the root."""
+        return self.h5.attrs[name]
+
     @property
     def name(self) -> str:
         """Neutral name of the subject."""
-        return str(self.h5.attrs["name"])
+        return str(self.attribute("name"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (x, y, z)."""
+        x, y, z = (int(n) for n in self.attribute("shape"))
+        return x, y, z
 
     @property
     def drfs(self) -> list[float]:
         """Dose reduction factors, 1 first."""
-        return [float(d) for d in self.h5["doses/drf"][()]]
+        return [float(d) for d in self.dataset("doses/drf")[()]]
 
     @property
     def affine(self) -> np.ndarray:
         """Voxel index to RAS+ mm."""
-        return self.h5.attrs["affine"]
+        return np.asarray(self.attribute("affine"))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel edges."""
-        x, y, z = (float(v) for v in self.h5.attrs["spacing_mm"])
+        x, y, z = (float(v) for v in self.attribute("spacing_mm"))
         return x, y, z
 
     @property
     def suv_factor(self) -> float | None:
         """SUV for 1 Bq/mL, None when it is unknown."""
-        value = float(self.h5.attrs["suv_factor"])
+        value = float(self.attribute("suv_factor"))
         return None if np.isnan(value) else value
 
     def json(self, attribute: str) -> dict[str, Any]:
         """A JSON attribute of the root: configuration, provenance or versions."""
-        return json.loads(self.h5.attrs[attribute])
+        return json.loads(self.attribute(attribute))
 
     def doses(self) -> dict[str, np.ndarray]:
         """Dose table: name to array (dose, realization)."""
-        return {name: self.h5[f"doses/{name}"][()] for name in (*INTEGER_ROWS, *FLOAT_ROWS)}
+        return {name: self.dataset(f"doses/{name}")[()] for name in (*INTEGER_ROWS, *FLOAT_ROWS)}
 
     def image(self, dose: int, realization: int = 0) -> np.ndarray:
         """Reconstruction of one dose, float32 (x, y, z) in Bq/mL."""
-        recon = self.h5["recon"]
-        return unpack(recon[dose, realization], recon.attrs["scale"])
+        recon = self.dataset("recon")
+        return unpack(recon[dose, realization], float(recon.attrs["scale"]))  # pyright: ignore[reportArgumentType]
 
     def array(self, name: str) -> np.ndarray | None:
         """Another image by its name in the file: float32 where packed, as stored otherwise; None when absent."""
         if name not in self.h5:
             return None
-        dataset = self.h5[name]
-        return unpack(dataset[()], dataset.attrs["scale"]) if "scale" in dataset.attrs else dataset[()]
+        stored, scale = self.dataset(name)[()], self.dataset(name).attrs.get("scale")
+        return stored if scale is None else unpack(stored, float(scale))  # pyright: ignore[reportArgumentType]
 
 
 def subject_files(folder: Path) -> list[Path]:
@@ -229,7 +246,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     splits = assign_splits([p.stem for p in paths])
     for path in paths:
         with SubjectFile(path) as f:
-            configuration, digest = f.json("configuration"), str(f.h5.attrs["configuration_sha256"])
+            configuration, digest = f.json("configuration"), str(f.attribute("configuration_sha256"))
             subjects.append(
                 {
                     "name": f.name,
@@ -237,7 +254,7 @@ def build_index(folder: Path) -> dict[str, Any]:
                     "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                     "split": splits[path.stem],
                     "drf": f.drfs,
-                    "shape": [int(n) for n in f.h5.attrs["shape"]],
+                    "shape": list(f.shape),
                 }
             )
     return {

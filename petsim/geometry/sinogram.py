@@ -149,8 +149,8 @@ class SinogramLayout:
             step = 2 if low == farthest else 1
             planes = (2 * (self.rings - 1 - nearest)) // step + 1
             for sign in (1, -1) if k else (1,):
-                ends = sorted((sign * low, sign * farthest))
-                out.append(Segment((ends[0] + ends[1]) / 2, *ends, nearest, step, planes, start))
+                first, last = sorted((sign * low, sign * farthest))
+                out.append(Segment((first + last) / 2, first, last, nearest, step, planes, start))
                 start += planes
         return out
 

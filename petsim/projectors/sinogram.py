@@ -39,6 +39,11 @@ class SinogramProjector:
     tof : bool
         False gives the projector of the same LORs without TOF bins.
 
+    Attributes
+    ----------
+    support : ndarray
+        bool, broadcasts to the grid's shape: voxels that count.
+
     Raises
     ------
     DataError
@@ -72,7 +77,7 @@ class SinogramProjector:
         whole_rings = ratio % 2 == 1 or any(seg.step == 2 for seg in layout.segments())
         self.phases = ratio if whole_rings else ratio // 2
         self._sets = self._plane_sets(2 if whole_rings else 1)
-        self._mask = self._support_mask(origin) if support_mm else None
+        self.support = self._support_mask(origin) if support_mm else np.ones((1, 1, 1), bool)
 
         # How far (in voxels) a LOR climbs between the middle of its chord and the edge of the image.
         reach = self.support_mm + max(vx, vy) * 2 if support_mm else math.hypot(nx * vx, ny * vy)
@@ -115,8 +120,7 @@ class SinogramProjector:
         nx, ny, nz = self.grid.shape
         if image.shape != self.grid.shape:
             raise ValueError(f"image has shape {image.shape}, the projector's grid {self.grid.shape}")
-        if self._mask is not None:
-            image = image * self._mask
+        image = image * self.support
         per_phase = -(-nz // self.phases)
         out = np.zeros((nx + 2, ny + 2, per_phase * self.phases), np.float32)
         out[1:-1, 1:-1, :nz] = image
@@ -131,7 +135,7 @@ class SinogramProjector:
             total += part
         nx, ny, phases, per_phase = total.shape
         image = total.transpose(0, 1, 3, 2).reshape(nx, ny, phases * per_phase)[1:-1, 1:-1, :nz]
-        return np.ascontiguousarray(image if self._mask is None else image * self._mask)
+        return np.ascontiguousarray(image * self.support)
 
     def _views(self, views: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         views = np.arange(self.layout.views) if views is None else np.asarray(views)
