@@ -43,7 +43,7 @@ class Preset:
 
 
 PRESETS = {
-    "fast": Preset(3, 4, 5, 15, 6.0, 3.0, 2, 7, 5.0),
+    "fast": Preset(3, 4, 5, 15, 6.0, 4.0, 2, 7, 5.0),
     "standard": Preset(2, 2, 9, 15, 4.0, 2.5, 4, 5, 4.0),
     "full": Preset(1, 1, 19, 8, 3.3, 2.5, 4, 5, 4.0),
 }

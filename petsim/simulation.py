@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numba as nb
 import numpy as np
 
 from data_recipes.errors import DataError
@@ -91,12 +92,13 @@ class _Packed:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> "_Packed":
-        smallest = counts.astype(np.uint8 if counts.max() < 256 else np.uint16)
-        flat = smallest.reshape(-1)
-        if np.count_nonzero(flat) * SPARSE_BYTES > flat.nbytes:
+        flat = counts.reshape(-1).astype(np.uint8 if counts.max() < 256 else np.uint16)
+        nonzero = np.count_nonzero(flat)
+        if nonzero * SPARSE_BYTES > flat.nbytes:
             return cls(counts.shape, flat, None)
-        places = np.flatnonzero(flat)
-        return cls(counts.shape, flat[places], places.astype(np.uint32))
+        values, places = np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)
+        _compress(flat, values, places)
+        return cls(counts.shape, values, places)
 
     def unpack_into(self, out: np.ndarray) -> None:
         """Write to a zeroed array of the same shape."""
@@ -104,6 +106,16 @@ class _Packed:
             out[...] = self.values.reshape(self.shape)
         else:
             out.reshape(-1)[self.places] = self.values
+
+
+@nb.njit(cache=True, nogil=True)
+def _compress(flat, values, places):
+    n = 0
+    for i in range(flat.size):
+        if flat[i] != 0:
+            values[n] = flat[i]
+            places[n] = i
+            n += 1
 
 
 SPARSE_BYTES = 5
