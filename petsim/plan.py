@@ -76,7 +76,7 @@ class Plan:
         fine = math.prod(self.simulation_grid.shape)
         return (
             350e6
-            + view * (3 + 1.5 * doses + 2 * images)
+            + view * (3 + doses)
             + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )
