@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petsim.api import simulate
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "simulate"]
+__all__ = ["simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -325,10 +325,8 @@ def _record(subject: Subject, result: Any, request: Request, digest: str) -> Any
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    from petsim import __version__
-
-    packages = ("numpy", "numba", "scipy", "h5py")
-    return {"petsim": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+    packages = ("petsim", "numpy", "numba", "scipy", "h5py")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def _in_processes(jobs: Sequence[Job], request: Request, digest: str, workers: int, report: Report) -> list[dict[str, Any]]:
