@@ -20,9 +20,9 @@ def hu_to_mu(hu: np.ndarray, kvp: float) -> np.ndarray:
     """Linear attenuation coefficient at 511 keV by the bilinear scale of the tube voltage.
 
     Carney et al. 2006, Med Phys 33:976, doi 10.1118/1.2174132: mu = 9.6e-5 (HU + 1000) up to the break point and
-    a (HU + 1000) + b above it. The table of a, b and break points was compared with two public implementations that
-    cite the paper, not with the paper itself. Between tabulated voltages (Canon's 135 kV) a and b are interpolated and
-    the break point is where both lines meet.
+    a (HU + 1000) + b above it. The table was compared with a public implementation that cites the paper (the offsets b
+    with a second one), not with the paper itself; its two lines meet at every break point. Between tabulated voltages
+    (Canon's 135 kV) a and b are interpolated and the break point is where both lines meet.
 
     Parameters
     ----------

@@ -61,3 +61,11 @@ def mean_decay_factor(iso: Isotope, duration_s: float) -> float:
     """Mean of exp(-lambda t) over a frame that starts at t = 0: (1 - exp(-lambda T)) / (lambda T)."""
     x = iso.decay_per_s * duration_s
     return -math.expm1(-x) / x if x > 0 else 1.0
+
+
+def effective_seconds(iso: Isotope, duration_s: float) -> float:
+    """Seconds of undecayed F-18 that give as many annihilations as a frame: sensitivity is published for F-18.
+
+    duration x mean decay over the frame x positrons a decay relative to F-18.
+    """
+    return duration_s * mean_decay_factor(iso, duration_s) * iso.branching / isotope("F-18").branching

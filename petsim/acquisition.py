@@ -12,8 +12,6 @@ from functools import cached_property
 import numpy as np
 
 from data_recipes.grid import Grid
-from data_recipes.isotopes import isotope, mean_decay_factor
-from data_recipes.subject import Injection
 from petsim.filters import gaussian
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.physics.attenuation import survival
@@ -21,15 +19,6 @@ from petsim.physics.normalization import normalization
 from petsim.projectors.sinogram import SinogramProjector
 
 NOT_MODELED = ("scatter", "randoms", "dead time")
-
-
-def effective_seconds(injection: Injection, duration_s: float) -> float:
-    """Seconds of undecayed F-18 that give as many counts as the frame.
-
-    duration x mean decay over the frame x positrons a decay relative to F-18, for which sensitivity is published.
-    """
-    iso = isotope(injection.isotope)
-    return duration_s * mean_decay_factor(iso, duration_s) * iso.branching / isotope("F-18").branching
 
 
 def ray_shifts(rays: int) -> list[float]:

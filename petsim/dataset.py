@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def load_subject(job: Job, request: Request) -> Subject:
     uptake = scanner.protocol_uptake_s if options.uptake_s is None else options.uptake_s
     if options.injected_mbq is None:
         return whole_body(job.seed, mbq_per_kg=scanner.protocol_mbq_per_kg, uptake_s=uptake)
-    weight = whole_body(job.seed, spacing_mm=(8.0, 8.0, 8.0)).injection.weight_kg
+    weight = whole_body(job.seed).injection.weight_kg
     assert weight is not None
     return whole_body(job.seed, mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)
 
@@ -334,22 +335,26 @@ def _in_processes(jobs: Sequence[Job], request: Request, digest: str, workers: i
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     done: dict[str, dict[str, Any]] = {}
-    with context.Manager() as manager:
-        messages = manager.Queue()
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, messages))
-        try:
-            waiting = {pool.submit(_work, job, request, digest): job.name for job in jobs}
-            while waiting:
-                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                _pass_on(messages, report)
-                for future in finished:
-                    done[waiting.pop(future)] = future.result()
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        pool.shutdown()
+    messages = context.Queue()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, messages))
+    try:
+        waiting = {pool.submit(_work, job, request, digest): job.name for job in jobs}
+        while waiting:
+            finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            _pass_on(messages, report)
+            for future in finished:
+                done[waiting.pop(future)] = future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process ended unexpectedly, often for want of memory; lower --workers or --memory-gb and run the same "
+            "command again"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return [done[job.name] for job in jobs]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
-from data_recipes.isotopes import isotope, mean_decay_factor
+from data_recipes.isotopes import effective_seconds, isotope
+from data_recipes.resample import crop_axially
 from data_recipes.subject import Subject
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
 from petsim.geometry.sinogram import SinogramLayout, covering_ring_difference, radials_for, tof_bins_for
@@ -130,16 +131,13 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
                 f"({max(scanner.resolution_fwhm_mm):.1f} mm); small structures stay as blurred as they came"
             )
     duration = settings.duration_s or subject.injection.duration_s or scanner.protocol_duration_s
-    iso = isotope(subject.injection.isotope)
-    seconds = duration * mean_decay_factor(iso, duration) * iso.branching / isotope("F-18").branching
+    seconds = effective_seconds(isotope(subject.injection.isotope), duration)
     return Plan(subject, scanner, layout, preset, simulation_grid, grid, center, fov, duration, seconds, fwhm,
                 tuple(warnings))  # fmt: skip
 
 
 def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettings) -> tuple[Subject, float]:
     """The axial part of the subject that is scanned, and the scanner's center."""
-    from data_recipes.resample import crop_axially
-
     bottom = subject.grid.origin_mm[2] - subject.grid.spacing_mm[2] / 2
     top = bottom + subject.grid.extent_mm[2]
     center = subject.grid.center_mm[2] if settings.center_mm is None else settings.center_mm

@@ -248,3 +248,24 @@ def test_export_has_the_right_affine_values_and_names(reference, tmp_path):
 @pytest.mark.parametrize(("drf", "name"), [(1, "drf-001"), (20, "drf-020"), (2.5, "drf-002p5"), (100, "drf-100")])
 def test_names_sort_by_dose(drf, name):
     assert dose_name(drf) == name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_a_dataset_that_the_same_command_completes(tmp_path, workers):
+    command = [sys.executable, "-c", "from petsim.cli import main; main()", "make-dataset", "--scanner", kill_driver.SCANNER,
+               "--slab", "64", "--voxel-mm", "20", "--iterations", "1", "--duration-s", "1", "--subjects", "3",
+               "--out", str(tmp_path / "set"), "--workers", str(workers)]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    started = time.monotonic()
+    while not list((tmp_path / "set").glob("*.h5")) and time.monotonic() - started < 120:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have been quicker than the signal
+        assert process.returncode == 130, error
+        assert "Traceback" not in error and error.strip().count("\n") == 0, error
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert verify(tmp_path / "set")["problems"] == []
+    assert len(read_index(tmp_path / "set")["subjects"]) == 3
+    assert not list((tmp_path / "set").glob("*.tmp"))

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import petsim
+from data_recipes.contour import with_mu
 from data_recipes.errors import DataError, UsageError
-from data_recipes.isotopes import isotope
+from data_recipes.isotopes import effective_seconds, isotope
 from data_recipes.phantoms.analytic import cylinder, line_source
 from data_recipes.phantoms.whole_body import whole_body
-from data_recipes.subject import Injection
-from petsim.acquisition import effective_seconds, ray_shifts
+from data_recipes.readers.read import read_source
+from petsim.acquisition import ray_shifts
 from petsim.dose import DoseLadder
 from petsim.noise import sphere
 from petsim.physics.attenuation import survival
@@ -39,10 +40,10 @@ def test_a_70_cm_line_source_gives_the_published_sensitivity(scanner):
 
 def test_counts_follow_duration_decay_and_branching():
     """Integral of exp(-lambda t) over the frame; Ga-68 has fewer positrons a decay and a shorter half-life."""
-    fluorine, gallium = Injection(isotope="F-18"), Injection(isotope="Ga-68")
+    fluorine, gallium = isotope("F-18"), isotope("Ga-68")
     assert effective_seconds(fluorine, 1.0) == pytest.approx(1.0, rel=1e-4)
-    half_life = isotope("Ga-68").half_life_s
-    expected = half_life / np.log(2) * 0.5 * isotope("Ga-68").branching / isotope("F-18").branching
+    half_life = gallium.half_life_s
+    expected = half_life / np.log(2) * 0.5 * gallium.branching / fluorine.branching
     assert effective_seconds(gallium, half_life) == pytest.approx(expected, rel=1e-9)
 
 
@@ -192,3 +193,26 @@ def test_inserted_noise_is_that_of_nested_data(liver_scans):
         assert (noise**2).sum(axis=0).mean() / variance == pytest.approx(d - 1, rel=0.2)
         correlation = (noise * full).sum() / np.sqrt((noise**2).sum() * (full**2).sum())
         assert abs(correlation) < 0.1
+
+
+def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
+    """Variance between realizations at DRF D is D - 1 times that of a simulated DRF 1; no covariance with its draw."""
+    scan = with_mu(read_source(real_data("wholebody_fdg_dicom/image")))
+    box, _ = noise_region(scan.activity_bqml, None, {}, scan.grid)
+    assert box is not None
+    middle = float(scan.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8,
+                                  center_mm=middle, slab_mm=80.0, iterations=1)  # fmt: skip
+    plan = plan_subject(scan, settings)
+    simulated = simulate_plan(plan, settings)
+    inserted = simulate_plan(plan, replace(settings, full_dose="source"))
+    place = tuple(slice(*p) for p in simulated.provenance["noise_sphere"])
+    inside = (slice(None), slice(None), *place)
+    draws, noisy = (r.images[inside][:, :, sphere(r.grid)].astype(np.float64) for r in (simulated, inserted))
+    np.testing.assert_allclose(noisy[0], np.broadcast_to(noisy[0, :1], noisy[0].shape))
+    full = draws[0] - draws[0].mean(axis=0)
+    for k, d in ((1, 4), (2, 20)):
+        noise = noisy[k] - noisy[k].mean(axis=0)
+        assert (noise**2).sum() / (full**2).sum() == pytest.approx(d - 1, rel=0.2)
+        assert abs((noise * full).sum() / np.sqrt((noise**2).sum() * (full**2).sum())) < 0.12
+    assert any("noise" in w and "--counts" in w for w in inserted.provenance["warnings"])
