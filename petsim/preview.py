@@ -34,7 +34,7 @@ def preview(request: Request) -> dict[str, Any]:
     model = build_model(plan, settings)
     budget = memory_budget(request.memory_gb)
     noise_free = not subject.is_noisy
-    check_memory(plan, doses, noise_free, budget)
+    check_memory(plan, settings, budget)
     total = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
     held = storage(plan, doses, noise_free, settings.realizations, total, budget)
     seconds = _estimated_seconds(plan, model, settings, held[0] > 0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba as nb
@@ -17,10 +17,10 @@ from petsim.filters import gaussian
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
-from petsim.plan import Plan
+from petsim.plan import Plan, plan_subject
 from petsim.projectors.sinogram import SinogramProjector
 from petsim.recon.osem import osem
-from petsim.settings import SimulationSettings
+from petsim.settings import PRESETS, SimulationSettings
 
 Progress = Callable[[str, float], None]
 """Told (what is being done, fraction done)."""
@@ -197,7 +197,7 @@ def simulate_plan(
     """
     drfs = settings.ladder()
     noise_free_wanted = not plan.subject.is_noisy
-    check_memory(plan, drfs, noise_free_wanted, budget_bytes)
+    check_memory(plan, settings, budget_bytes)
     model = build_model(plan, settings)
     scale = _count_scale(model, settings)
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
@@ -276,7 +276,7 @@ SAMPLED_VIEWS = 12
 """Views from which the level of counts is estimated beforehand."""
 
 
-def check_memory(plan: Plan, drfs: tuple[float, ...], noise_free: bool, budget: float) -> None:
+def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> None:
     """Refuse a simulation that does not even fit when it is streamed.
 
     Raises
@@ -284,12 +284,17 @@ def check_memory(plan: Plan, drfs: tuple[float, ...], noise_free: bool, budget: 
     DataError
         The message names a setting that fits.
     """
-    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
-    if least > budget:
-        raise DataError(
-            f"{plan.subject.name}: about {least / 1e9:.1f} GB of memory are needed but {budget / 1e9:.1f} GB may be used; "
-            f"raise --memory-gb, or use --preset fast, --voxel-mm {plan.preset.voxel_mm * 1.5:g} or fewer doses"
-        )
+    doses = len(settings.ladder())
+    images = doses + (not plan.subject.is_noisy)
+    least = plan.bytes_needed(images, doses)
+    if least <= budget:
+        return
+    others = {p: plan_subject(plan.subject, replace(settings, preset=p)) for p in PRESETS if p != settings.preset}
+    fitting = [f"--preset {name}" for name, other in others.items() if other.bytes_needed(images, doses) <= budget]
+    raise DataError(
+        f"{plan.subject.name}: about {least / 1e9:.2g} GB of memory are needed but {budget / 1e9:.2g} GB may be used; "
+        f"use {' or '.join([f'--memory-gb {math.ceil(least / 1e8) / 10:g}', *fitting])}"
+    )
 
 
 def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations: int, level: float,
@@ -451,6 +456,8 @@ def _compare_noise(result: Simulation, level: float) -> None:
     inside = sphere(result.grid)
     source = result.images[0, 0][box][inside].astype(np.float64)
     added = result.images[1, 0][box][inside] - source
+    if source.mean() <= 0 or source.std() == 0 or added.std() == 0:
+        return
     source_cov = source.std() / source.mean()
     full_cov = added.std() / source.mean() / math.sqrt(result.drfs[1] - 1)
     if not 0.5 < source_cov / full_cov < 2:

@@ -136,9 +136,13 @@ def test_a_subject_longer_than_the_scanner_is_refused(petsim, tmp_path):
     one_line(status, error, 1, "--center-mm", "biograph_vision_quadra")
 
 
-def test_too_little_memory_names_a_setting(petsim, tmp_path):
-    status, _, error = petsim("make-dataset", "--memory-gb", "0.05", "--out", tmp_path / "set")
+def test_too_little_memory_names_a_setting_that_fits(petsim, tmp_path):
+    args = ["make-dataset", "--slab", "60", "--out", tmp_path / "set"]
+    status, _, error = petsim(*args, "--preset", "full", "--memory-gb", "1")
     one_line(status, error, 1, "--memory-gb", "--preset fast")
+    status, _, error = petsim(*args, "--memory-gb", "0.05")
+    one_line(status, error, 1, "--memory-gb")
+    assert "--preset" not in error
 
 
 def test_commands_on_folders_that_are_no_datasets(petsim, tmp_path):
