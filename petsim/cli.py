@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from data_recipes.errors import DataError, UsageError
-from petsim.settings import DRF_SETS, PRESETS, FullDose, SimulationSettings
+from petsim.settings import DRF_SETS, PRESETS, FullDose, SimulationSettings, check_drfs
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,7 @@ def parse_drfs(command: MakeDataset) -> tuple[float, ...]:
             values.append(float(text))
         except ValueError:
             raise UsageError(f"--drf: '{text}' is not a number; give factors such as --drf 4 10 20 100") from None
-    for value in values:
-        if not 1 <= value < float("inf"):
-            raise UsageError(f"--drf: {value:g} is not a dose reduction factor; it must be 1 (full dose) or more")
-    if len(set(values)) != len(values):
-        twice = sorted({f"{v:g}" for v in values if values.count(v) > 1})
-        raise UsageError(f"--drf: {', '.join(twice)} is given twice; name every factor once")
+    check_drfs(values)
     if not values:
         raise UsageError("--drf: no factor given; give factors such as --drf 4 10 20 100")
     return tuple(sorted(values))

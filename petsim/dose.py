@@ -6,7 +6,6 @@ count at 20 is also at 10, and the complement is exact (count splitting).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba as nb
@@ -14,6 +13,7 @@ import numpy as np
 
 from data_recipes.errors import UsageError
 from petsim.philox import philox, stream_key
+from petsim.settings import check_drfs
 
 _POISSON, _THIN = 0, 1
 _PIECE = 16.0
@@ -97,16 +97,6 @@ class DoseLadder:
         kept = np.empty((len(self.drfs), flat.size), flat.dtype)
         _thin(flat, first_bin, np.uint64(self.key), limits, kept)
         return kept.reshape(len(self.drfs), *counts.shape)
-
-
-def check_drfs(drfs: Sequence[float]) -> None:
-    """Refuse dose reduction factors below 1, not finite or given twice."""
-    for d in drfs:
-        if not math.isfinite(d) or d < 1:
-            raise UsageError(f"--drf: {d:g} is not a dose reduction factor; it must be 1 (full dose) or more")
-    if len(set(drfs)) != len(drfs):
-        twice = sorted({d for d in drfs if list(drfs).count(d) > 1})
-        raise UsageError(f"--drf: {', '.join(f'{d:g}' for d in twice)} is given twice; name every factor once")
 
 
 @nb.njit(cache=True, nogil=True)

@@ -1,5 +1,7 @@
 """Settings that change numbers. Nothing heavy is imported here, so that `--help` is instant."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +57,16 @@ DRF_SETS = {
     "udpet": (4.0, 10.0, 20.0, 50.0, 100.0),
     "unipet": (2.0, 3.0, 6.0, 12.0),
 }
+
+
+def check_drfs(drfs: Sequence[float]) -> None:
+    """Refuse dose reduction factors below 1, not finite or given twice."""
+    for d in drfs:
+        if not math.isfinite(d) or d < 1:
+            raise UsageError(f"--drf: {d:g} is not a dose reduction factor; it must be 1 (full dose) or more")
+    if len(set(drfs)) != len(drfs):
+        twice = sorted({d for d in drfs if list(drfs).count(d) > 1})
+        raise UsageError(f"--drf: {', '.join(f'{d:g}' for d in twice)} is given twice; name every factor once")
 
 
 @dataclass(frozen=True)
