@@ -260,7 +260,7 @@ def simulate_plan(
         images=stack,
         noise_free=noise_free,
         activity_bqml=truth,
-        mu_per_cm=resample(plan.subject.mu_per_cm, plan.subject.grid, plan.grid),  # pyright: ignore[reportArgumentType]
+        mu_per_cm=recon.mu_per_cm,
         labels=None if plan.subject.labels is None else resample_labels(plan.subject.labels, plan.subject.grid, plan.grid),
         counts=counts,
         sinograms=sinograms if keep_sinograms else None,
@@ -351,14 +351,14 @@ class _Reconstructor:
         plain = SinogramProjector(plan.layout, plan.grid, plan.center_mm, support, tof=False)
         subject = plan.subject
         assert subject.mu_per_cm is not None
-        mu = resample(subject.mu_per_cm, subject.grid, plan.grid)
+        self.mu_per_cm = resample(subject.mu_per_cm, subject.grid, plan.grid)
         self.psf_mm = plan.scanner.resolution_fwhm_mm
         self.inside = plain.support
         self.sensitivities = []
         for subset in range(plan.preset.subsets):
             sums = plain.new_sums(1)
             for views in self.groups(subset):
-                factors = survival(plain.forward(mu, views))
+                factors = survival(plain.forward(self.mu_per_cm, views))
                 factors *= model.normalization(views)[:, :, None, :]
                 plain.add_back(sums, views, factors[None])
             self.sensitivities.append(self.blur(plain.image_of(sums)[0]))
