@@ -175,6 +175,28 @@ class SinogramLayout:
         s = self.scanner
         return ((np.arange(self.rings) + 0.5) * self.merge_axial - s.rings / 2) * s.ring_spacing_mm
 
+    def plane_z_mm(self, shift: float = 0.0) -> np.ndarray:
+        """Axial positions of the two ends of the LORs of every plane.
+
+        Parameters
+        ----------
+        shift : float
+            Axial shift of the LORs as a fraction of the merged ring pitch.
+
+        Returns
+        -------
+        ndarray
+            float64 (planes, 2): z of end 1 and of end 2 in mm from the middle of the scanner.
+        """
+        ring0 = self.ring_z_mm()[0] + shift * self.ring_pitch_mm
+        z = np.empty((self.planes, 2))
+        for seg in self.segments():
+            ring_sums = seg.first_sum + np.arange(seg.planes) * seg.step
+            for end, sign in enumerate((-1, 1)):
+                rings = (ring_sums + sign * seg.ring_difference) / 2
+                z[seg.start : seg.start + seg.planes, end] = ring0 + rings * self.ring_pitch_mm
+        return z
+
     def crystal_pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Merged crystals (int64, shape (mash, radials)) that the bins of a view join, one pair for each mashed view."""
         n = self.crystals

@@ -1,40 +1,63 @@
 """Axially vectorized Joseph kernels (numba, CPU).
 
 For one (view, radial) all ring pairs share one transaxial line. Joseph's method (doi 10.1109/TMI.1982.4307572) steps
-along the principal transaxial axis and interpolates linearly, so
+along the principal transaxial axis and interpolates linearly, so the image is interpolated across the line once for all
+ring pairs, `plane_image[step, z]`, and every ring pair is a line inside this plane. The planes of a *set* have one ring
+difference and lie a whole number of voxels (`phases`) apart: at one step they read `plane_image` at consecutive z with one
+common fraction. Voxels are kept apart by their index modulo `phases`, so that those reads are contiguous. Planes that lie
+no whole number of voxels apart are sets of one.
 
-1. the image is interpolated across the line once for all ring pairs: `plane_image[step, z]` (`_gather`);
-2. the LORs of one ring difference are axial shifts of each other inside that plane: at one step they read
-   `plane_image` at consecutive z with one common fraction, which is a contiguous vector operation (`_shear`);
-3. TOF weights depend on (ring difference, step, bin) only, so the sheared plane times a banded matrix gives all TOF
-   bins of a block of planes (`_to_bins`). Without TOF there is one bin that holds the step length.
+Steps are worked on in blocks whose planes stay in the L1 cache.
 
-The adjoint runs the transpose of the same loops in reverse. Voxel planes are kept apart by their index modulo
-`phases` = voxels between neighboring sinogram planes, so that step 2 stays contiguous for any integer ratio.
+Without TOF a LOR costs a few terms a *voxel boundary* that it crosses axially, not a few a step. Along a LOR at axial
+position g(s) = g0 + b s (voxels) the weight of voxel k is hat(g(s) - k), and a hat is the second difference of a ramp:
 
-Everything here works on bare arrays prepared by `petsim.projectors.sinogram`.
+    sum_s P[s, k] hat(g(s) - k), summed over k  =  sum_s sum_k Q[s, k] ramp(g(s) - k),
+    Q[s, k] = P[s, k - 1] - 2 P[s, k] + P[s, k + 1].
+
+With the sums C[j] = sum of P[s] over s < j and D[j] = sum of C[i] over i <= j in a block of n steps, J = floor(g(n - 1)) and
+u = g(n) - J this becomes, with D interpolated linearly at the real-valued step t_k at which g crosses k,
+
+    (1 - u) C[n, J] + b D[n, J] + u C[n, J + 1] - b D[n, J + 1] + |b| sum of second_difference(D(t_k))[k]
+
+over the k crossed between g(0) and g(n - 1): the same weights as step by step, term by term.
+
+With TOF, weights depend on (|ring difference|, step, bin) only: `plane_image` is sheared along the LORs and multiplied by
+the banded matrix of TOF weights.
+
+The adjoint runs the transpose of the same loops in reverse. Everything here works on bare arrays prepared by
+`petsim.projectors.sinogram`.
 """
 
 import numba as nb
 import numpy as np
 
-BLOCK = 64
-"""Planes worked on at once; a block of all steps stays in the L1 cache."""
+from petsim.projectors.rows import combine, differentiate, integrate, shear, spread, unshear
+
+CHUNK = 64
+"""Planes (lanes) multiplied by the TOF weights at once."""
 
 FORWARD_TASKS = 64
 """Forward projection is cut into this many tasks, enough to keep the cores of a large machine busy."""
+
+ROUNDING = 1e-6
+"""Error of the sums without TOF, as a fraction of the largest line integral of a (view, radial)."""
+
+Z_PAD = 2
+"""Zero voxels of every phase before and after each column of the padded image."""
 
 _FAST = {"contract", "nsz", "arcp"}
 _F32 = np.float32
 
 
 @nb.njit(cache=True, nogil=True)
-def _trace(ends, geometry, support_mm, rows, fraction, along):
+def _trace(ends, geometry, support_mm, voxel, low, high, fraction):
     """Steps of a transaxial line through the padded image.
 
-    `geometry` is (nx, ny, voxel x, voxel y, x of the first voxel, y of it). Fills, by step, `rows` (indices x0, y0, x1,
-    y1 of the two interpolated rows in the padded image), their `fraction` and the signed distance `along` the line from
-    the middle of its chord. Returns (steps, step length in mm, chord length).
+    `geometry` is (nx, ny, voxel x, voxel y, x of the first voxel, y of it) and `voxel` the values a transaxial voxel of the
+    padded image holds. Fills, by step, the offsets `low` and `high` of the two interpolated voxels in the padded image and
+    the `fraction` of the second. Returns (steps, signed distance of step 0 along the line from the middle of its chord,
+    distance to the next step, chord length).
     """
     nx, ny = int(geometry[0]), int(geometry[1])
     vx, vy, ox, oy = geometry[2], geometry[3], geometry[4], geometry[5]
@@ -43,245 +66,364 @@ def _trace(ends, geometry, support_mm, rows, fraction, along):
     chord = np.sqrt(dx * dx + dy * dy)
     xm, ym = 0.5 * (x1 + x2), 0.5 * (y1 + y2)
     along_x = abs(dx) >= abs(dy)
-    n = nx if along_x else ny
-    length = (vx * chord / abs(dx)) if along_x else (vy * chord / abs(dy))
+    if along_x:
+        n, limit, step = nx, ny, vx * chord / dx
+        t0, other0, slope = (ox - xm) * chord / dx, (ym - oy) / vy, dy / chord / vy
+        major, minor = (ny + 2) * voxel, voxel
+    else:
+        n, limit, step = ny, nx, vy * chord / dy
+        t0, other0, slope = (oy - ym) * chord / dy, (xm - ox) / vx, dx / chord / vx
+        major, minor = voxel, (ny + 2) * voxel
     closest2 = xm * xm + ym * ym
     if support_mm > 0 and closest2 >= support_mm * support_mm:
-        return 0, length, chord
-    reach = np.sqrt(support_mm * support_mm - closest2) + length if support_mm > 0 else chord
-    steps = 0
+        return 0, 0.0, step, chord
+    reach = np.sqrt(support_mm * support_mm - closest2) + abs(step) if support_mm > 0 else chord
+    steps, first = 0, 0
     for i in range(n):
-        if along_x:
-            t = (ox + i * vx - xm) * chord / dx
-            other = (ym + t * dy / chord - oy) / vy
-            limit = ny
-        else:
-            t = (oy + i * vy - ym) * chord / dy
-            other = (xm + t * dx / chord - ox) / vx
-            limit = nx
+        t = t0 + i * step
+        other = other0 + t * slope
         if abs(t) > reach or other <= -1.0 or other >= limit:
             continue
+        if steps == 0:
+            first = i
         j = int(np.floor(other))
-        fraction[steps] = other - j
-        along[steps] = t
-        if along_x:
-            rows[steps, 0], rows[steps, 1], rows[steps, 2], rows[steps, 3] = i + 1, j + 1, i + 1, j + 2
-        else:
-            rows[steps, 0], rows[steps, 1], rows[steps, 2], rows[steps, 3] = j + 1, i + 1, j + 2, i + 1
+        fraction[steps] = _F32(other - j)
+        low[steps] = (i + 1) * major + (j + 1) * minor
+        high[steps] = low[steps] + minor
         steps += 1
-    return steps, length, chord
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _gather(image, rows, fraction, steps, pad, plane_image):
-    """plane_image[step, phase, pad + z] = image interpolated across the line."""
-    nz = image.shape[3]
-    for s in range(steps):
-        f = _F32(fraction[s])
-        g = _F32(1) - f
-        for phase in range(image.shape[2]):
-            a = image[rows[s, 0], rows[s, 1], phase]
-            b = image[rows[s, 2], rows[s, 3], phase]
-            out = plane_image[s, phase, pad : pad + nz]
-            for z in range(nz):
-                out[z] = g * a[z] + f * b[z]
-
-
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _scatter(image, rows, fraction, steps, pad, plane_image):
-    """Transpose of `_gather`: adds to the image."""
-    nz = image.shape[3]
-    for s in range(steps):
-        f = _F32(fraction[s])
-        g = _F32(1) - f
-        for phase in range(image.shape[2]):
-            a = image[rows[s, 0], rows[s, 1], phase]
-            b = image[rows[s, 2], rows[s, 3], phase]
-            p = plane_image[s, phase, pad : pad + nz]
-            for z in range(nz):
-                a[z] += g * p[z]
-            for z in range(nz):
-                b[z] += f * p[z]
+    return steps, t0 + first * step, step, chord
 
 
 @nb.njit(cache=True, nogil=True)
-def _shifts(along, steps, first, slope, phases, pad, start, fraction):
-    """Where plane 0 of a set reads `plane_image` at every step.
-
-    `first` is the voxel index of plane 0 at the middle of the chord and `slope` its change a mm along the chord. Fills
-    `start[step]` = (phase, index) of both voxels and the `fraction` of the second. Returns the lowest and highest
-    voxel position over all steps.
-    """
-    low, high = 1e30, -1e30
-    for s in range(steps):
-        position = first + along[s] * slope
-        low, high = min(low, position), max(high, position)
-        base = int(np.floor(position))
-        fraction[s] = position - base
-        start[s, 0] = base % phases
-        start[s, 1] = base // phases + pad
-        start[s, 2] = (base + 1) % phases
-        start[s, 3] = (base + 1) // phases + pad
-    return low, high
+def _place_sets(sets, along, step, chord, z_geometry, lines):
+    """lines[n] = voxel position of a set's first plane at step 0, its change a step, and the step's length in 3D."""
+    inverse = 1.0 / z_geometry[1]
+    for n in range(sets.shape[0]):
+        slope = sets[n, 0] / chord
+        lines[n, 0] = (sets[n, 1] - z_geometry[2] + along * slope) * inverse
+        lines[n, 1] = step * slope * inverse
+        lines[n, 2] = abs(step) * np.sqrt(1.0 + slope * slope)
 
 
 @nb.njit(cache=True, nogil=True)
-def _tof_weights(along, steps, length, stretch, tof, cdf, weights, bins_of, steps_of):
-    """Integral of the TOF kernel over every bin, times the step length.
+def _lanes_within(position, slope, count, phases, nz, planes, width):
+    """Half-open range of the planes p with -1 < phases p + position < nz at one of the steps of a block.
 
-    `tof` is (bins, bin width, kernel sigma, sigmas), bins = 1 and width 0 without TOF. `cdf` tabulates the truncated and
-    normalized kernel's integral. `bins_of[step]` and `steps_of[bin]` are the half-open ranges that are not zero.
+    Where the set is filled up to a multiple of 8 lanes, so is the range.
     """
-    bins, width, sigma, sigmas = int(tof[0]), tof[1], tof[2], tof[3]
-    full = length * stretch
-    if width == 0.0:
-        steps_of[0, 0], steps_of[0, 1] = 0, steps
-        for s in range(steps):
-            weights[0, s] = full
-            bins_of[s, 0], bins_of[s, 1] = 0, 1
-        return
-    for b in range(bins):
-        steps_of[b, 0], steps_of[b, 1] = steps, 0
-    scale = (cdf.size - 1) / (2.0 * sigmas)
-    for s in range(steps):
-        center = along[s] * stretch
-        low = max(0, int(np.floor((center - sigmas * sigma) / width + 0.5 * bins)))
-        high = min(bins, int(np.ceil((center + sigmas * sigma) / width + 0.5 * bins)))
-        bins_of[s, 0], bins_of[s, 1] = low, max(low, high)
-        before = 0.0
-        for b in range(low, high + 1):
-            position = (((b - 0.5 * bins) * width - center) / sigma + sigmas) * scale
-            position = min(max(position, 0.0), cdf.size - 1.0)
-            i = min(int(position), cdf.size - 2)
-            value = cdf[i] + (position - i) * (cdf[i + 1] - cdf[i])
-            if b > low:
-                weights[b - 1, s] = full * (value - before)
-                steps_of[b - 1, 0] = min(steps_of[b - 1, 0], s)
-                steps_of[b - 1, 1] = max(steps_of[b - 1, 1], s + 1)
-            before = value
-    for b in range(bins):
-        if steps_of[b, 1] <= steps_of[b, 0]:
-            steps_of[b, 0], steps_of[b, 1] = 0, 0
+    end = position + slope * (count - 1)
+    inverse = 1.0 / phases
+    first = max(0, int(np.ceil((-1.0 - max(position, end)) * inverse)))
+    last = min(planes, int(np.floor((nz - min(position, end)) * inverse)) + 1)
+    if width % 8 == 0:
+        first, last = first & ~7, (last + 7) & ~7
+    return first, last
+
+
+@nb.njit(cache=True, nogil=True)
+def _crossing_terms(position, slope, count, phases, pad, shape, scale, offsets, coefs):
+    """Terms of a LOR in a block: see the module's docstring. Returns their number.
+
+    `position` is the voxel position at the block's first step, `slope` its change a step, `shape` that of the block's rows.
+    """
+    length = shape[2]
+    row = phases * length
+    end = np.floor(position + slope * (count - 1))
+    u = position + slope * count - end
+    begin, last = int(np.floor(position)), int(end)
+    column = int(np.floor((end + 0.5) * (1.0 / phases)))
+    phase = last - column * phases
+    here = phase * length + pad + column
+    above = here + length if phase < phases - 1 else pad + column + 1
+    c_row, d_row = (shape[0] - 2) * row, (shape[0] - 1) * row
+    offsets[0], coefs[0] = c_row + here, _F32(scale * (1.0 - u))
+    offsets[1], coefs[1] = d_row + here, _F32(scale * slope)
+    offsets[2], coefs[2] = c_row + above, _F32(scale * u)
+    offsets[3], coefs[3] = d_row + above, _F32(-scale * slope)
+    terms = 4
+    if begin == last:
+        return terms
+    inverse, weight = 1.0 / slope, scale * abs(slope)
+    # From the crossing next to the last step's voxel back to the first step's.
+    rising = begin < last
+    for n in range(abs(last - begin)):
+        k = last - n if rising else last + 1 + n
+        if not rising:
+            phase += 1
+            if phase == phases:
+                phase = 0
+                column += 1
+        t = (k - position) * inverse
+        top = np.ceil(t)
+        j = min(max(int(top), 1), count)
+        f = 1.0 - (j - t)
+        at = j * row + phase * length + pad + column
+        offsets[terms], coefs[terms] = at, _F32(weight * f)
+        terms += 1
+        if j > 1:
+            offsets[terms], coefs[terms] = at - row, _F32(weight * (1.0 - f))
+            terms += 1
+        if rising:
+            phase -= 1
+            if phase < 0:
+                phase = phases - 1
+                column -= 1
+    return terms
+
+
+@nb.njit(cache=True, nogil=True)
+def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, fraction, values, work):
+    """Without TOF: values[lane] = line integrals, or with `back` the transpose: adds the back projection to the image.
+
+    A set with active[n] = False is left out.
+    """
+    rows, offsets, coefs = work[0], work[1], work[2]
+    nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
+    block, length, per_phase = rows.shape[0] - 3, rows.shape[2], image.shape[2]
+    row, lanes = phases * length, per_phase - 2 * Z_PAD
+    c_row, d_row = (block + 1) * row, (block + 2) * row
+    if not back:
+        rows[:] = _F32(0)
+        values[:] = _F32(0)
+    for first in range(0, steps, block):
+        count = min(block, steps - first)
+        near, far, share = low[first:steps], high[first:steps], fraction[first:steps]
+        if back:
+            rows[:] = _F32(0)
+        else:
+            for phase in range(phases):
+                at = phase * per_phase + Z_PAD - 1
+                below = at - per_phase if phase > 0 else at + (phases - 1) * per_phase - 1
+                above = at + per_phase if phase < phases - 1 else Z_PAD
+                place = phase * length + pad - 1
+                integrate(image, near, far, share, count, at, below, above, rows, place, row, c_row + place, d_row + place,
+                          lanes + 2)  # fmt: skip
+        for n in range(sets.shape[0]):
+            if not active[n]:
+                continue
+            slope = lines[n, 1]
+            position = lines[n, 0] + first * slope
+            p, last = _lanes_within(position, slope, count, phases, nz, int(sets[n, 2]), int(sets[n, 6]))
+            if p >= last:
+                continue
+            terms = _crossing_terms(position, slope, count, phases, pad, rows.shape, lines[n, 2], offsets, coefs)
+            lane = int(sets[n, 5]) + p
+            if back:
+                spread(rows, p, offsets, coefs, terms, values, lane, last - p)
+            else:
+                combine(values, lane, rows, p, offsets, coefs, 0, 1, terms, last - p, 1)
+        if back:
+            for phase in range(phases):
+                here = phase * length + pad
+                below = here - length if phase > 0 else here + (phases - 1) * length - 1
+                above = here + length if phase < phases - 1 else pad + 1
+                differentiate(image, near, far, share, count, phase * per_phase + Z_PAD, rows, here, below, above, row,
+                              c_row + here, d_row + here, lanes)  # fmt: skip
+    if not back:
+        _drop_rounding(values)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _shear(plane_image, start, fraction, first, last, offset, sheared):
-    """sheared[step, p] = plane_image along the LOR of plane offset + p, for steps first ... last - 1."""
-    for s in range(first, last):
-        f = _F32(fraction[s])
-        g = _F32(1) - f
-        i, j = start[s, 1] + offset, start[s, 3] + offset
-        a = plane_image[s, start[s, 0], i : i + BLOCK]
-        b = plane_image[s, start[s, 2], j : j + BLOCK]
-        out = sheared[s]
-        for p in range(BLOCK):
-            out[p] = g * a[p] + f * b[p]
+def _tof_weights(center, step, count, full, tof, cdf, before, weights, bin_steps, first_bin, last_bin):
+    """weights[bin, s] = integral of the TOF kernel over the bin for emission at center + s step, times `full`.
+
+    `tof` is (bins, bin width, where the kernel is cut). The kernel's integral from -cut to x, less 1/2, is x/cut times the
+    polynomial `cdf` (11 coefficients, highest power first) of (x/cut)^2. Fills bin_steps[bin], the half-open range of steps where the
+    weight is not zero, and first_bin[s], last_bin[s], that of bins; returns the range of bins for all steps.
+    """
+    bins, width, cut = int(tof[0]), tof[1], tof[2]
+    half, per_width = 0.5 * bins, 1.0 / width
+    for s in range(count):
+        x = center + s * step
+        low, high = np.floor((x - cut) * per_width + half), np.ceil((x + cut) * per_width + half)
+        first_bin[s] = int(min(max(low, 0.0), float(bins)))
+        last_bin[s] = int(min(max(high, 0.0), float(bins)))
+    low, high = min(center, center + step * (count - 1)), max(center, center + step * (count - 1))
+    first = min(bins, max(0, int(np.floor((low - cut) * per_width + half))))
+    last = min(bins, max(0, int(np.ceil((high + cut) * per_width + half))))
+    inverse, per_cut = 1.0 / step, 1.0 / cut
+    # By name, since a loop over the coefficients inside the loop over steps would keep that from being vectorized.
+    c0, c1, c2, c3, c4, c5 = cdf[0], cdf[1], cdf[2], cdf[3], cdf[4], cdf[5]
+    c6, c7, c8, c9, c10 = cdf[6], cdf[7], cdf[8], cdf[9], cdf[10]
+    for b in range(first, last + 1 if last > first else first):
+        edge = (b - half) * width
+        start, change = (edge - center) * per_cut, -step * per_cut
+        here = before[b & 1]
+        for s in range(count):
+            x = min(max(start + s * change, -1.0), 1.0)
+            y = x * x
+            here[s] = x * ((((((((((c0 * y + c1) * y + c2) * y + c3) * y + c4) * y + c5) * y + c6) * y + c7) * y + c8) * y
+                            + c9) * y + c10)  # fmt: skip
+        if b == first:
+            continue
+        # Steps beyond rounding, where the weight comes out as zero: none of first_bin ... last_bin may be missing.
+        s1, s2 = (edge - width - cut - center) * inverse, (edge + cut - center) * inverse
+        bin_steps[b - 1, 0] = min(count, max(0, int(np.floor(min(s1, s2)))))
+        bin_steps[b - 1, 1] = max(bin_steps[b - 1, 0], min(count, int(np.ceil(max(s1, s2))) + 1))
+        out, low_edge = weights[b - 1], before[(b & 1) ^ 1]
+        for s in range(count):
+            out[s] = _F32(full * (here[s] - low_edge[s]))
+    return first, last
 
 
 @nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _unshear(plane_image, start, fraction, first, last, offset, sheared):
-    """Transpose of `_shear`: adds to the plane image."""
-    for s in range(first, last):
-        f = _F32(fraction[s])
-        g = _F32(1) - f
-        i, j = start[s, 1] + offset, start[s, 3] + offset
-        a = plane_image[s, start[s, 0], i : i + BLOCK]
-        b = plane_image[s, start[s, 2], j : j + BLOCK]
-        v = sheared[s]
-        for p in range(BLOCK):
-            a[p] += g * v[p]
-        for p in range(BLOCK):
-            b[p] += f * v[p]
+def _shear_offsets(position, slope, count, phases, pad, shape, low, high, fraction):
+    """Offsets in the rows of the voxels below and above a LOR at every step of a block, and the fraction of the second."""
+    length = shape[2]
+    row, inverse = phases * length, 1.0 / phases
+    for s in range(count):
+        x = position + s * slope
+        k = np.floor(x)
+        column = np.floor((k + 0.5) * inverse)
+        above = np.floor((k + 1.5) * inverse)
+        fraction[s] = _F32(x - k)
+        start = s * row + pad
+        low[s] = start + int((k - column * phases) * length + column)
+        high[s] = start + int((k + 1.0 - above * phases) * length + above)
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _to_bins(sheared, weights, steps_of, bins, values):
-    """values[bin, p] = sum over steps of weights[bin, step] x sheared[step, p]; eight steps at a time."""
-    for b in range(bins):
-        s, end = steps_of[b, 0], steps_of[b, 1]
-        out = values[b]
-        w = weights[b]
-        for p in range(BLOCK):
-            out[p] = _F32(0)
-        while s + 8 <= end:
-            w0, w1, w2, w3 = w[s], w[s + 1], w[s + 2], w[s + 3]
-            w4, w5, w6, w7 = w[s + 4], w[s + 5], w[s + 6], w[s + 7]
-            for p in range(BLOCK):
-                out[p] += (
-                    (w0 * sheared[s, p] + w1 * sheared[s + 1, p]) + (w2 * sheared[s + 2, p] + w3 * sheared[s + 3, p])
-                ) + ((w4 * sheared[s + 4, p] + w5 * sheared[s + 5, p]) + (w6 * sheared[s + 6, p] + w7 * sheared[s + 7, p]))
-            s += 8
-        while s < end:
-            w0 = w[s]
-            for p in range(BLOCK):
-                out[p] += w0 * sheared[s, p]
-            s += 1
+@nb.njit(cache=True, nogil=True)
+def _zero(sheared, count, first, last):
+    """Zero some lanes of a block's sheared rows."""
+    for s in range(count):
+        for p in range(first, last):
+            sheared[s, p] = _F32(0)
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
-def _from_bins(values, weights, bins_of, first, last, sheared):
-    """Transpose of `_to_bins`: overwrites sheared[step] for steps first ... last - 1."""
-    for s in range(first, last):
-        b, end = bins_of[s, 0], bins_of[s, 1]
-        out = sheared[s]
-        for p in range(BLOCK):
-            out[p] = _F32(0)
-        while b + 2 <= end:
-            w0, w1 = weights[b, s], weights[b + 1, s]
-            for p in range(BLOCK):
-                out[p] += w0 * values[b, p] + w1 * values[b + 1, p]
-            b += 2
-        if b < end:
-            w0 = weights[b, s]
-            for p in range(BLOCK):
-                out[p] += w0 * values[b, p]
+@nb.njit(cache=True, nogil=True)
+def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, tof, cdf, image, low, high, fraction,
+              values, work):  # fmt: skip
+    """With TOF: values[bin, lane], or with `back` the transpose. `groups` are sets that share TOF weights.
+
+    `step_along` is the distance of step 0 from the chord's middle and of one step to the next, in the transaxial plane.
+    """
+    rows, _, _, sheared, before, weights, bin_steps, first_bin, last_bin, below, above, share, lane_rows, chunk_rows = work
+    nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
+    block, lanes, length, per_phase = rows.shape[0] - 3, values.shape[1], rows.shape[2], image.shape[2]
+    along, step = step_along
+    if not back:
+        rows[:] = _F32(0)
+        values[:] = _F32(0)
+    for first in range(0, steps, block):
+        count = min(block, steps - first)
+        near, far, part = low[first:steps], high[first:steps], fraction[first:steps]
+        if back:
+            rows[:] = _F32(0)
+        else:
+            for phase in range(phases):
+                shear(rows, phase * length + pad, phases * length, image, phase * per_phase + Z_PAD, near, far, part, count,
+                      per_phase - 2 * Z_PAD)  # fmt: skip
+        for n in range(groups.shape[0]):
+            if not active[n]:
+                continue
+            set_first, set_last, lane_first, lane_last = groups[n, 0], groups[n, 1], groups[n, 2], groups[n, 3]
+            stretch = lines[set_first, 2] / abs(step)
+            b_first, b_last = _tof_weights((along + first * step) * stretch, step * stretch, count, lines[set_first, 2],
+                                           tof, cdf, before, weights, bin_steps, first_bin, last_bin)  # fmt: skip
+            if b_first == b_last:
+                continue
+            for chunk in range(lane_first, lane_last, CHUNK):
+                chunk_last = min(chunk + CHUNK, lane_last)
+                size = chunk_last - chunk
+                if back:
+                    for s in range(count):
+                        b = first_bin[s]
+                        combine(sheared, s * CHUNK, values, b * lanes + chunk, lane_rows, weights, b * block + s, block,
+                                last_bin[s] - b, size, 0)  # fmt: skip
+                done = chunk
+                for k in range(set_first, set_last):
+                    lane, width = int(sets[k, 5]), int(sets[k, 6])
+                    if lane + width <= chunk or lane >= chunk_last:
+                        continue
+                    slope = lines[k, 1]
+                    position = lines[k, 0] + first * slope
+                    p, p_last = _lanes_within(position, slope, count, phases, nz, int(sets[k, 2]), width)
+                    p, p_last = max(p, chunk - lane), min(p_last, chunk_last - lane)
+                    if p >= p_last:
+                        continue
+                    _shear_offsets(position, slope, count, phases, pad, rows.shape, below, above, share)
+                    at = lane + p - chunk
+                    if back:
+                        unshear(rows, p, below, above, share, count, sheared, at, CHUNK, p_last - p)
+                    else:
+                        _zero(sheared, count, done - chunk, at)
+                        shear(sheared, at, CHUNK, rows, p, below, above, share, count, p_last - p)
+                        done = lane + p_last
+                if not back and done > chunk:
+                    _zero(sheared, count, done - chunk, size)
+                    for b in range(b_first, b_last):
+                        s = bin_steps[b, 0]
+                        combine(values, b * lanes + chunk, sheared, s * CHUNK, chunk_rows, weights, b * block + s, 1,
+                                bin_steps[b, 1] - s, size, 1)  # fmt: skip
+        if back:
+            for phase in range(phases):
+                unshear(image, phase * per_phase + Z_PAD, near, far, part, count, rows, phase * length + pad,
+                        phases * length, per_phase - 2 * Z_PAD)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
-def _read_block(data, start, stride, count, values):
-    """Copy `count` planes of all bins of a sinogram row into a block; returns whether any is not zero."""
-    some = False
-    for b in range(data.shape[0]):
-        out = values[b]
-        if stride == 1:
-            row = data[b, start : start + count]
-        else:
-            row = data[b, start : start + (count - 1) * stride + 1 : stride]
-        # A sum of magnitudes vectorizes, a search does not; it is zero only where all values are.
-        total = _F32(0)
-        for p in range(count):
-            v = _F32(row[p])
-            out[p] = v
-            total += abs(v)
-        out[count:] = _F32(0)
-        some = some or total != _F32(0)
-    return some
+def _read(data, sets, values, active):
+    """Planes to lanes for all bins of a line; active[n] tells whether set n holds anything but zeros."""
+    for n in range(sets.shape[0]):
+        planes, start, stride, lane = int(sets[n, 2]), int(sets[n, 3]), int(sets[n, 4]), int(sets[n, 5])
+        some = False
+        for b in range(data.shape[0]):
+            out = values[b, lane : lane + planes]
+            if stride == 1:
+                row = data[b, start : start + planes]
+            else:
+                row = data[b, start : start + (planes - 1) * stride + 1 : stride]
+            # A sum of magnitudes vectorizes, a search does not; it is zero only where all values are.
+            total = _F32(0)
+            for p in range(planes):
+                v = _F32(row[p])
+                out[p] = v
+                total += abs(v)
+            some = some or total != _F32(0)
+        active[n] = some
 
 
 @nb.njit(cache=True, nogil=True)
-def _write_block(data, start, stride, count, values):
-    """Inverse of `_read_block`."""
-    for b in range(data.shape[0]):
-        if stride == 1:
-            data[b, start : start + count] = values[b, :count]
-        else:
-            data[b, start : start + (count - 1) * stride + 1 : stride] = values[b, :count]
+def _write(data, sets, values):
+    """Inverse of `_read`."""
+    for n in range(sets.shape[0]):
+        planes, start, stride, lane = int(sets[n, 2]), int(sets[n, 3]), int(sets[n, 4]), int(sets[n, 5])
+        for b in range(data.shape[0]):
+            row = values[b, lane : lane + planes]
+            if stride == 1:
+                out = data[b, start : start + planes]
+            else:
+                out = data[b, start : start + (planes - 1) * stride + 1 : stride]
+            for p in range(planes):
+                out[p] = row[p]
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
-def _ratio(values, expected, bins):
+def _ratio(values, expected):
     """values = values / expected where something is expected, else 0."""
-    for b in range(bins):
-        for p in range(BLOCK):
+    for b in range(values.shape[0]):
+        for p in range(values.shape[1]):
             e = expected[b, p]
             values[b, p] = values[b, p] / e if e > _F32(0) else _F32(0)
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
+def _drop_rounding(values):
+    """Zero what is below ROUNDING of the line's largest value: LORs beside the object would else get +-1e-7 of it."""
+    largest = _F32(0)
+    for p in range(values.shape[0]):
+        largest = max(largest, abs(values[p]))
+    least = largest * _F32(ROUNDING)
+    for p in range(values.shape[0]):
+        v = values[p]
+        values[p] = v if abs(v) >= least else _F32(0)
 
 
 FORWARD, ADJOINT, EM = 0, 1, 2
 
 
 @nb.njit(cache=True, nogil=True)
-def _project_line(mode, ends, geometry, support_mm, sets, z_geometry, tof, cdf, image, data, back, work):
+def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, image, data, back, scratch):
     """Project all planes and TOF bins of one (view, radial).
 
     Parameters
@@ -289,100 +431,101 @@ def _project_line(mode, ends, geometry, support_mm, sets, z_geometry, tof, cdf, 
     mode : int
         FORWARD writes `data`; ADJOINT adds the back projection of `data` to `back`; EM adds that of
         data / forward(image).
-    sets : float64 (n, 5)
+    sets : float64 (n, 7)
         Plane sets with one ring difference, whose planes lie `phases` voxels apart: axial distance of the two ends in
         mm (z2 - z1), z of the first plane at the middle of the LOR in mm, planes, first index and stride in the
-        sinogram.
+        sinogram, first lane, lanes.
+    groups : int64 (m, 4)
+        Runs of sets with one |z2 - z1|: first and last + 1 set, first and last + 1 lane.
     z_geometry : (voxels, voxel size, z of the first, phases, pad)
+    image, back : (x y, phase, z) padded by one transaxial voxel and Z_PAD axial ones
     data : (bins, planes)
-    work : scratch arrays of `make_work`
+    scratch : arrays of `_make_scratch`
     """
-    rows, fraction, along, plane_image, plane_back, start, z_fraction, weights, bins_of, steps_of, sheared, values, \
-        expected = work  # fmt: skip
-    steps, length, chord = _trace(ends, geometry, support_mm, rows, fraction, along)
+    low, high, fraction, values, expected, active, group_active, lines, work = scratch
+    steps, along, step, chord = _trace(ends, geometry, support_mm, image.shape[1] * image.shape[2], low, high, fraction)
     if steps == 0:
         if mode == FORWARD:
-            data[:] = _F32(0)
+            data[:] = 0
         return
-    nz, vz, oz, phases, pad = int(z_geometry[0]), z_geometry[1], z_geometry[2], int(z_geometry[3]), int(z_geometry[4])
-    bins = int(tof[0])
-    if mode != ADJOINT:
-        _gather(image, rows, fraction, steps, pad, plane_image)
-    if mode != FORWARD:
-        plane_back[:steps] = _F32(0)
-    last_dz = -1.0
-    for n in range(sets.shape[0]):
-        dz, planes = sets[n, 0], int(sets[n, 2])
-        first_plane, stride = int(sets[n, 3]), int(sets[n, 4])
-        if abs(dz) != last_dz:
-            last_dz = abs(dz)
-            _tof_weights(along, steps, length, np.sqrt(chord * chord + dz * dz) / chord, tof, cdf, weights, bins_of,
-                         steps_of)  # fmt: skip
-        low, high = _shifts(along, steps, (sets[n, 1] - oz) / vz, dz / chord / vz, phases, pad, start, z_fraction)
-        # Planes p whose LOR passes within a voxel of the image: -1 < phases p + position < nz for some step.
-        p_first = max(0, int(np.ceil((-1.0 - high) / phases)))
-        p_last = min(planes, int(np.floor((nz - low) / phases)) + 1)
+    plain = tof[1] == 0.0
+    if mode == FORWARD:
+        active[:] = True
+        group_active[:] = True
+    else:
+        _read(data, sets, values, active)
+        if not active.any():
+            return
+        for n in range(groups.shape[0]):
+            group_active[n] = active[groups[n, 0] : groups[n, 1]].any()
+    _place_sets(sets, along, step, chord, z_geometry, lines)
+    for direction in range(2):
+        if (mode == FORWARD and direction == 1) or (mode == ADJOINT and direction == 0):
+            continue
+        target, lanes = (back, values) if direction == 1 else (image, expected)
+        if plain:
+            _line_plain(direction == 1, sets, active, lines, steps, z_geometry, target, low, high, fraction, lanes[0],
+                        work)  # fmt: skip
+        else:
+            _line_tof(direction == 1, sets, groups, group_active, lines, steps, z_geometry, (along, step), tof, cdf,
+                      target, low, high, fraction, lanes, work)  # fmt: skip
         if mode == FORWARD:
-            for b in range(bins):
-                for p in range(planes):
-                    if p < p_first or p >= p_last:
-                        data[b, first_plane + p * stride] = _F32(0)
-        for offset in range(p_first, p_last, BLOCK):
-            count = min(BLOCK, p_last - offset)
-            at = first_plane + offset * stride
-            if mode != FORWARD and not _read_block(data, at, stride, count, values):
-                continue
-            if mode != ADJOINT:
-                _shear(plane_image, start, z_fraction, 0, steps, offset, sheared)
-                _to_bins(sheared, weights, steps_of, bins, expected)
-            if mode == FORWARD:
-                _write_block(data, at, stride, count, expected)
-                continue
-            if mode == EM:
-                _ratio(values, expected, bins)
-            _from_bins(values, weights, bins_of, 0, steps, sheared)
-            _unshear(plane_back, start, z_fraction, 0, steps, offset, sheared)
-    if mode != FORWARD:
-        _scatter(back, rows, fraction, steps, pad, plane_back)
+            _write(data, sets, expected)
+        elif mode == EM and direction == 0:
+            _ratio(values, expected)
 
 
 @nb.njit(cache=True, nogil=True)
-def _make_work(geometry, z_geometry, bins):
+def _make_scratch(geometry, sets, groups, z_geometry, tof, block):
     """Scratch arrays of one thread."""
     steps = int(max(geometry[0], geometry[1]))
+    bins, lanes = int(tof[0]), groups[-1, 3]
     phases, pad = int(z_geometry[3]), int(z_geometry[4])
-    length = int(np.ceil(z_geometry[0] / phases)) + 2 * pad + BLOCK
-    return (
-        np.zeros((steps, 4), np.int64),
-        np.zeros(steps),
-        np.zeros(steps),
-        np.zeros((steps, phases, length), np.float32),
-        np.zeros((steps, phases, length), np.float32),
-        np.zeros((steps, 4), np.int64),
-        np.zeros(steps),
-        np.zeros((bins, steps), np.float32),
-        np.zeros((steps, 2), np.int64),
+    length = int(np.ceil(z_geometry[0] / phases)) + 2 * pad
+    terms = 8 + 2 * phases * (2 * pad + 2)
+    work = (
+        np.zeros((block + 3, phases, length), np.float32),
+        np.zeros(terms, np.int64),
+        np.zeros(terms, np.float32),
+        np.zeros((block, CHUNK), np.float32),
+        np.zeros((2, block)),
+        np.zeros((bins, block), np.float32),
         np.zeros((bins, 2), np.int64),
-        np.zeros((steps, BLOCK), np.float32),
-        np.zeros((bins, BLOCK), np.float32),
-        np.zeros((bins, BLOCK), np.float32),
+        np.zeros(block, np.int64),
+        np.zeros(block, np.int64),
+        np.zeros(block, np.int64),
+        np.zeros(block, np.int64),
+        np.zeros(block, np.float32),
+        np.arange(bins) * lanes,
+        np.arange(block) * CHUNK,
+    )
+    return (
+        np.zeros(steps, np.int64),
+        np.zeros(steps, np.int64),
+        np.zeros(steps, np.float32),
+        np.zeros((bins, lanes), np.float32),
+        np.zeros((bins, lanes), np.float32),
+        np.zeros(sets.shape[0], np.bool_),
+        np.zeros(groups.shape[0], np.bool_),
+        np.zeros((sets.shape[0], 3)),
+        work,
     )
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def forward(ends, geometry, support_mm, sets, z_geometry, tof, cdf, image, data):
+def forward(ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, image, data):
     """Fill `data` (views, radials, bins, planes) with line integrals of the padded image."""
     views, radials = data.shape[0], data.shape[1]
     for task in nb.prange(FORWARD_TASKS):
-        work = _make_work(geometry, z_geometry, data.shape[2])
+        scratch = _make_scratch(geometry, sets, groups, z_geometry, tof, block)
         for line in range(task, views * radials, FORWARD_TASKS):
             v, r = line // radials, line % radials
-            _project_line(FORWARD, ends[v, r], geometry, support_mm, sets, z_geometry, tof, cdf, image, data[v, r],
-                          image, work)  # fmt: skip
+            _project_line(FORWARD, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, image,
+                          data[v, r], image, scratch)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def back_project(mode, ends, geometry, support_mm, sets, z_geometry, tof, cdf, images, data, backs):
+def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, images, data, backs):
     """Add the (EM) back projection of `data` (images, views, radials, bins, planes) to `backs`.
 
     `backs` is (images, parts, ...): radial bin r always goes to part r % parts, whatever the number of threads and however
@@ -391,8 +534,8 @@ def back_project(mode, ends, geometry, support_mm, sets, z_geometry, tof, cdf, i
     parts, views, radials = backs.shape[1], data.shape[1], data.shape[2]
     for task in nb.prange(data.shape[0] * parts):
         m, part = task // parts, task % parts
-        work = _make_work(geometry, z_geometry, data.shape[3])
+        scratch = _make_scratch(geometry, sets, groups, z_geometry, tof, block)
         for v in range(views):
             for r in range(part, radials, parts):
-                _project_line(mode, ends[v, r], geometry, support_mm, sets, z_geometry, tof, cdf, images[m],
-                              data[m, v, r], backs[m, part], work)  # fmt: skip
+                _project_line(mode, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, images[m],
+                              data[m, v, r], backs[m, part], scratch)  # fmt: skip

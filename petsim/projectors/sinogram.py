@@ -3,15 +3,38 @@
 import math
 
 import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import ndtr
 
-from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.projectors import numba_sinogram as kernels
+from petsim.projectors.planes import plane_sets
 
 TOF_SIGMAS = 3.0
 """The TOF kernel is cut at this many standard deviations and normalized to 1."""
+
+
+def _tof_cdf() -> np.ndarray:
+    """Polynomial p, highest power first, with x p(x^2) = integral of the cut and normalized Gaussian from 0 to x cuts.
+
+    Its 11 coefficients are good to 1e-8.
+    """
+    nodes = np.cos((np.arange(200) + 0.5) * math.pi / 400)
+    values = (ndtr(TOF_SIGMAS * nodes) - 0.5) / (2 * ndtr(TOF_SIGMAS) - 1) / nodes
+    fit = Chebyshev.fit(nodes**2, values, 10, domain=[0, 1])
+    return fit.convert(kind=Polynomial).coef[::-1].copy()
+
+
+TOF_CDF = _tof_cdf()
+
+BLOCKS = (64, 48, 32, 24, 16, 8)
+"""Steps worked on at once: the most whose planes take no more than BLOCK_BYTES, to stay in the L1 cache."""
+
+BLOCK_BYTES = 32768
+
+PAD = 12
+"""Voxels around a row beyond what a LOR climbs: those of its last interpolation, and 8 to which planes are rounded."""
 
 PARTS = 4
 """Back projections are summed in this many fixed parts, whatever the number of threads."""
@@ -28,8 +51,8 @@ class SinogramProjector:
     ----------
     layout : SinogramLayout
     grid : Grid
-        Its axial voxel must be the merged ring pitch divided by an integer (by an even one, or any with span 1, for the
-        vector loops to be longest).
+        Fastest where the axial voxel is the merged ring pitch divided by an integer (an even one for span > 1); with any
+        other the planes are projected one by one, to the same accuracy.
     center_mm : tuple of float
         Position of the scanner's center in the grid's coordinates.
     support_mm : float, optional
@@ -44,10 +67,6 @@ class SinogramProjector:
     support : ndarray
         bool, broadcasts to the grid's shape: voxels that count.
 
-    Raises
-    ------
-    DataError
-        A voxel size that the ring pitch is no multiple of.
     """
 
     def __init__(
@@ -59,13 +78,6 @@ class SinogramProjector:
         shift: tuple[float, float] = (0.0, 0.0),
         tof: bool = True,
     ) -> None:
-        pitch = layout.ring_pitch_mm
-        ratio = round(pitch / grid.spacing_mm[2])
-        if ratio < 1 or abs(ratio * grid.spacing_mm[2] / pitch - 1) > 1e-6:
-            raise DataError(
-                f"axial voxel {grid.spacing_mm[2]:g} mm is not the ring pitch {pitch:g} mm / integer; "
-                f"use {pitch / max(ratio, 1):g} mm"
-            )
         self.layout, self.grid, self.shift = layout, grid, shift
         self.bins = layout.tof_bins if tof else 1
         center = grid.center_mm if center_mm is None else center_mm
@@ -74,40 +86,25 @@ class SinogramProjector:
         nx, ny, nz = grid.shape
         vx, vy, vz = grid.spacing_mm
         self._geometry = np.array([nx, ny, vx, vy, origin[0], origin[1]])
-        whole_rings = ratio % 2 == 1 or any(seg.step == 2 for seg in layout.segments())
-        self.phases = ratio if whole_rings else ratio // 2
-        self._sets = self._plane_sets(2 if whole_rings else 1)
+        self._sets, self._groups, self.phases = plane_sets(layout.plane_z_mm(shift[1]), vz)
         self.support = self._support_mask(origin) if support_mm else np.ones((1, 1, 1), bool)
 
-        # How far (in voxels) a LOR climbs between the middle of its chord and the edge of the image.
-        reach = self.support_mm + max(vx, vy) * 2 if support_mm else math.hypot(nx * vx, ny * vy)
-        chord = np.hypot(*np.moveaxis(np.diff(layout.transaxial_ends(np.arange(1)).reshape(1, -1, 2, 2), axis=2), -1, 0))
-        climb = np.abs(self._sets[:, 0]).max() / chord.min() * reach / vz
-        pad = math.ceil(2 * climb / self.phases) + 3
+        # Voxels (of one phase) that a LOR can climb from one step to the next, and over a block of steps.
+        ends = layout.transaxial_ends(np.arange(layout.views), shift[0])
+        shortest = np.hypot(ends[..., 2] - ends[..., 0], ends[..., 3] - ends[..., 1]).min()
+        climb = np.abs(self._sets[:, 0]).max() / shortest * math.sqrt(2) * max(vx, vy) / vz / self.phases
+        per_phase = -(-nz // self.phases)
+        for block in BLOCKS:
+            pad = math.ceil(block * climb) + PAD
+            if (block + 3) * self.phases * (per_phase + 2 * pad) * 4 <= BLOCK_BYTES:
+                break
+        self._block = block
         self._z_geometry = np.array([nz, vz, origin[2], self.phases, pad])
 
         if tof and layout.is_tof:
-            self._tof = np.array([layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm, TOF_SIGMAS])
-            x = np.linspace(-TOF_SIGMAS, TOF_SIGMAS, 4097)
-            self._cdf = (ndtr(x) - ndtr(-TOF_SIGMAS)) / (ndtr(TOF_SIGMAS) - ndtr(-TOF_SIGMAS))
+            self._tof = np.array([layout.tof_bins, layout.tof_bin_mm, TOF_SIGMAS * layout.tof_sigma_mm])
         else:
-            self._tof = np.array([1.0, 0.0, 0.0, 0.0])
-            self._cdf = np.zeros(2)
-
-    def _plane_sets(self, step: int) -> np.ndarray:
-        """Planes grouped so that neighbors in a group lie `step` half ring pitches apart; see `_project_line`."""
-        layout = self.layout
-        half_pitch = layout.ring_pitch_mm / 2
-        ring0 = layout.ring_z_mm()[0] + self.shift[1] * layout.ring_pitch_mm
-        sets = []
-        for seg in layout.segments():
-            split = step // seg.step
-            for part in range(min(split, seg.planes)):
-                planes = len(range(part, seg.planes, split))
-                z = ring0 + (seg.first_sum + part * seg.step) * half_pitch
-                dz = seg.ring_difference * layout.ring_pitch_mm
-                sets.append((dz, z, planes, seg.start + part, split))
-        return np.array(sorted(sets, key=lambda s: abs(s[0])), dtype=np.float64)
+            self._tof = np.array([1.0, 0.0, 0.0])
 
     def _support_mask(self, origin: list[float]) -> np.ndarray:
         """bool (x, y, 1): voxel centers within the support."""
@@ -124,17 +121,16 @@ class SinogramProjector:
         per_phase = -(-nz // self.phases)
         out = np.zeros((nx + 2, ny + 2, per_phase * self.phases), np.float32)
         out[1:-1, 1:-1, :nz] = image
-        split = out.reshape(nx + 2, ny + 2, per_phase, self.phases)
-        return np.ascontiguousarray(split.transpose(0, 1, 3, 2))
+        split = out.reshape((nx + 2) * (ny + 2), per_phase, self.phases)
+        return np.pad(split.transpose(0, 2, 1), ((0, 0), (0, 0), (kernels.Z_PAD, kernels.Z_PAD)))
 
     def _unpadded(self, backs: np.ndarray) -> np.ndarray:
         """Inverse of `_padded` for the sum over parts."""
-        nz = self.grid.shape[2]
+        nx, ny, nz = self.grid.shape
         total = backs[0].copy()
         for part in backs[1:]:
             total += part
-        nx, ny, phases, per_phase = total.shape
-        image = total.transpose(0, 1, 3, 2).reshape(nx, ny, phases * per_phase)[1:-1, 1:-1, :nz]
+        image = total[:, :, kernels.Z_PAD : -kernels.Z_PAD].transpose(0, 2, 1).reshape(nx + 2, ny + 2, -1)[1:-1, 1:-1, :nz]
         return np.ascontiguousarray(image * self.support)
 
     def _views(self, views: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -166,8 +162,8 @@ class SinogramProjector:
         """`forward` of one image that went through `prepare` (of this projector, or one with the same grid)."""
         views, ends = self._views(views)
         data = np.empty(self.data_shape(len(views)), np.float32)
-        kernels.forward(ends, self._geometry, self.support_mm, self._sets, self._z_geometry, self._tof, self._cdf,
-                        prepared, data)  # fmt: skip
+        kernels.forward(ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
+                        self._tof, TOF_CDF, self._block, prepared, data)  # fmt: skip
         return data
 
     def adjoint(self, data: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
@@ -182,7 +178,8 @@ class SinogramProjector:
     def new_sums(self, images: int) -> np.ndarray:
         """Zeroed accumulators for the back projections of several images."""
         nx, ny, nz = self.grid.shape
-        return np.zeros((images, PARTS, nx + 2, ny + 2, self.phases, -(-nz // self.phases)), np.float32)
+        per_phase = -(-nz // self.phases) + 2 * kernels.Z_PAD
+        return np.zeros((images, PARTS, (nx + 2) * (ny + 2), self.phases, per_phase), np.float32)
 
     def image_of(self, sums: np.ndarray) -> np.ndarray:
         """Images (n, x, y, z) of finished accumulators."""
@@ -211,5 +208,5 @@ class SinogramProjector:
 
     def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
         _, ends = self._views(views)
-        kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._z_geometry,
-                             self._tof, self._cdf, images, np.ascontiguousarray(data), sums)  # fmt: skip
+        kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups,
+                             self._z_geometry, self._tof, TOF_CDF, self._block, images, np.ascontiguousarray(data), sums)  # fmt: skip
