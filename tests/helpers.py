@@ -53,10 +53,15 @@ def lor_ends(layout, view, radial, plane, shift=(0.0, 0.0)):
             ring_sum = seg.first_sum + (plane - seg.start) * seg.step
             difference = seg.ring_difference
     z = layout.ring_z_mm()
-    pitch = z[1] - z[0]
-    middle = z[0] + pitch * ring_sum / 2 + shift[1] * pitch
+    rings = [(ring_sum - difference) / 2, (ring_sum + difference) / 2]
+    if all(r == int(r) and 0 <= r < len(z) for r in rings):
+        ends = [z[int(r)] for r in rings]
+    else:
+        np.testing.assert_allclose(np.diff(z), z[1] - z[0])
+        ends = [z[0] + r * (z[1] - z[0]) for r in rings]
+    ends = [end + shift[1] * layout.ring_pitch_mm for end in ends]
     x1, y1, x2, y2 = layout.transaxial_ends(np.array([view]), shift[0])[0, radial]
-    return (x1, y1, middle - difference * pitch / 2), (x2, y2, middle + difference * pitch / 2)
+    return (x1, y1, ends[0]), (x2, y2, ends[1])
 
 
 def check_linear_operator(forward, adjoint, domain, codomain, tolerance=1e-5):

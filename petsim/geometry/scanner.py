@@ -1,6 +1,7 @@
 """PET scanners, read from TOML files that cite a source for every field."""
 
 import difflib
+import math
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
@@ -16,7 +17,7 @@ SPEED_OF_LIGHT_MM_PER_PS = 0.299792458
 
 @dataclass(frozen=True)
 class Scanner:
-    """A cylindrical PET scanner.
+    """A PET scanner whose crystals lie on rings, round or polygonal.
 
     Gaps between blocks count as virtual crystals: they take part in every index but detect nothing, so that vendors'
     bin addresses map one to one. In a block the real crystals come first.
@@ -26,7 +27,7 @@ class Scanner:
     name, title : str
         Name on the command line, and in full.
     inner_radius_mm, interaction_depth_mm : float
-        Radius of the crystals' front face, and mean depth of interaction; LOR ends lie at the sum of both.
+        Distance of the crystals' front face from the axis, and mean depth of interaction; LOR ends lie at the sum of both.
     crystals_per_ring, rings : int
         Virtual crystals included.
     ring_spacing_mm : float
@@ -34,7 +35,12 @@ class Scanner:
     transaxial_block, transaxial_block_real, axial_block, axial_block_real : int
         Crystals (rings) from one gap to the next, and how many of them are real.
     view_offset_rad : float
-        Angle of crystal 0.
+        Angle at which crystal 0 begins.
+    transaxial_pitch_mm : float, optional
+        Distance of neighboring crystals on a flat side of a polygonal scanner, one side a transaxial block; None: the
+        crystals are spread evenly over a circle.
+    axial_gap_mm : float
+        What neighboring rings of two axial blocks are farther apart than `ring_spacing_mm`, where no virtual ring fills it.
     radial_bins : int
         Radial bins of the vendor's sinogram.
     crystal_size_mm : tuple
@@ -79,6 +85,8 @@ class Scanner:
     protocol_uptake_s: float
     protocol_duration_s: float
     view_offset_rad: float = 0.0
+    transaxial_pitch_mm: float | None = None
+    axial_gap_mm: float = 0.0
     tof_fwhm_ps: float | None = None
     tof_bin_ps: float | None = None
     tof_bins: int | None = None
@@ -90,6 +98,14 @@ class Scanner:
                 f"scanner {self.name}: crystals_per_ring {self.crystals_per_ring} is not a multiple of "
                 f"transaxial_block {self.transaxial_block}; virtual crystals count in both"
             )
+        if self.transaxial_pitch_mm is not None:
+            sides = self.crystals_per_ring // self.transaxial_block
+            side_mm = 2 * self.radius_mm * math.tan(math.pi / sides) if sides > 2 else 0.0
+            if self.transaxial_block * self.transaxial_pitch_mm > side_mm:
+                raise DataError(
+                    f"scanner {self.name}: {self.transaxial_block} crystals of {self.transaxial_pitch_mm:g} mm do not fit "
+                    f"a side of {side_mm:g} mm; check transaxial_pitch_mm"
+                )
         if not 0 <= self.max_ring_difference < self.rings:
             raise DataError(f"scanner {self.name}: max_ring_difference must be 0 to {self.rings - 1}")
         if (self.tof_fwhm_ps is None) != (self.tof_bin_ps is None) or (self.tof_bin_ps is None) != (self.tof_bins is None):
@@ -103,7 +119,51 @@ class Scanner:
     @property
     def axial_length_mm(self) -> float:
         """Axial field of view."""
-        return self.rings * self.ring_spacing_mm
+        return self.rings * self.ring_spacing_mm + (-(-self.rings // self.axial_block) - 1) * self.axial_gap_mm
+
+    def crystal_xy_mm(self, place: np.ndarray, shift: float = 0.0) -> np.ndarray:
+        """Transaxial positions on the ring.
+
+        Parameters
+        ----------
+        place : ndarray
+            In crystals from the edge of crystal 0: crystal c has its center at c + 1/2.
+        shift : float
+            Added to `place`; on a polygonal scanner the side goes straight on.
+
+        Returns
+        -------
+        ndarray
+            float64 (..., 2), mm from the axis.
+        """
+        if self.transaxial_pitch_mm is None:
+            angle = (place + shift) * (2 * math.pi / self.crystals_per_ring) + self.view_offset_rad
+            return self.radius_mm * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+        side = np.floor(place / self.transaxial_block)
+        along = (place + shift - (side + 0.5) * self.transaxial_block) * self.transaxial_pitch_mm
+        angle = (side + 0.5) * (2 * math.pi * self.transaxial_block / self.crystals_per_ring) + self.view_offset_rad
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.stack([self.radius_mm * cos - along * sin, self.radius_mm * sin + along * cos], axis=-1)
+
+    def ring_z_mm(self, place: np.ndarray) -> np.ndarray:
+        """Axial positions from the middle of the scanner.
+
+        Parameters
+        ----------
+        place : ndarray
+            Ring numbers; between two rings (and beyond the last) the position is interpolated.
+
+        Returns
+        -------
+        ndarray
+            float64, mm.
+        """
+        lower = np.floor(place)
+        blocks = np.floor(lower / self.axial_block)
+        here = lower * self.ring_spacing_mm + blocks * self.axial_gap_mm
+        crosses = np.floor((lower + 1) / self.axial_block) > blocks
+        z = here + (place - lower) * (self.ring_spacing_mm + crosses * self.axial_gap_mm)
+        return z - (self.axial_length_mm - self.ring_spacing_mm) / 2
 
     def transaxial_is_real(self) -> np.ndarray:
         """bool (crystals_per_ring,): False for virtual crystals."""

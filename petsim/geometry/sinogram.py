@@ -64,6 +64,8 @@ class SinogramLayout:
         The outermost segments hold fewer ring differences than the others where it is not (span - 1)/2 + k span.
     merge_tof, tof_bins : int
         Finest TOF bins summed into one, and the (odd) number of such bins; 0 and 1 for data without TOF.
+    even_rings : bool
+        Place rings at one effective pitch, as vendors' sinograms do, in spite of axial gaps between blocks.
     """
 
     scanner: Scanner
@@ -75,11 +77,16 @@ class SinogramLayout:
     max_ring_difference: int = 0
     merge_tof: int = 0
     tof_bins: int = 1
+    even_rings: bool = False
 
     def __post_init__(self) -> None:
         s = self.scanner
         if self.merge_transaxial < 1 or s.crystals_per_ring % self.merge_transaxial:
             raise UsageError(f"merge_transaxial {self.merge_transaxial} does not divide {s.crystals_per_ring} crystals")
+        if s.transaxial_pitch_mm is not None and s.transaxial_block % self.merge_transaxial:
+            raise UsageError(
+                f"merge_transaxial {self.merge_transaxial} does not divide a side of {s.transaxial_block} crystals"
+            )
         if not 1 <= self.merge_axial <= s.rings:
             raise UsageError(f"merge_axial must be 1 to {s.rings}, got {self.merge_axial}")
         if self.span < 1 or self.span % 2 == 0:
@@ -109,8 +116,10 @@ class SinogramLayout:
 
     @property
     def ring_pitch_mm(self) -> float:
-        """Distance of neighboring merged rings."""
-        return self.scanner.ring_spacing_mm * self.merge_axial
+        """Distance of neighboring merged rings; the mean one where blocks have gaps."""
+        s = self.scanner
+        gaps = -(-s.rings // s.axial_block) - 1
+        return (s.ring_spacing_mm + gaps * s.axial_gap_mm / max(s.rings - 1, 1)) * self.merge_axial
 
     @property
     def views(self) -> int:
@@ -172,11 +181,22 @@ class SinogramLayout:
 
     def ring_z_mm(self) -> np.ndarray:
         """Axial centers of the merged rings relative to the middle of the scanner, in mm (float64)."""
+        return self._ring_place_z_mm(np.arange(self.rings))
+
+    def _ring_place_z_mm(self, place: np.ndarray) -> np.ndarray:
+        """Axial position at a place counted in merged rings; half a ring is the middle of two."""
         s = self.scanner
-        return ((np.arange(self.rings) + 0.5) * self.merge_axial - s.rings / 2) * s.ring_spacing_mm
+        if self.even_rings:
+            first = s.ring_z_mm(np.arange(self.merge_axial)).mean()
+            return first + place * self.ring_pitch_mm
+        lower, rings = np.floor(place), np.arange(self.merge_axial)
+        here, above = (s.ring_z_mm((lower + k)[..., None] * self.merge_axial + rings).mean(axis=-1) for k in (0, 1))
+        return here + (place - lower) * (above - here)
 
     def plane_z_mm(self, shift: float = 0.0) -> np.ndarray:
         """Axial positions of the two ends of the LORs of every plane.
+
+        A plane that sums ring pairs has the mean ring difference of its segment.
 
         Parameters
         ----------
@@ -188,14 +208,12 @@ class SinogramLayout:
         ndarray
             float64 (planes, 2): z of end 1 and of end 2 in mm from the middle of the scanner.
         """
-        ring0 = self.ring_z_mm()[0] + shift * self.ring_pitch_mm
-        z = np.empty((self.planes, 2))
+        places = np.empty((self.planes, 2))
         for seg in self.segments():
             ring_sums = seg.first_sum + np.arange(seg.planes) * seg.step
             for end, sign in enumerate((-1, 1)):
-                rings = (ring_sums + sign * seg.ring_difference) / 2
-                z[seg.start : seg.start + seg.planes, end] = ring0 + rings * self.ring_pitch_mm
-        return z
+                places[seg.start : seg.start + seg.planes, end] = (ring_sums + sign * seg.ring_difference) / 2
+        return self._ring_place_z_mm(places) + shift * self.ring_pitch_mm
 
     def crystal_pairs(self, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Merged crystals (int64, shape (mash, radials)) that the bins of a view join, one pair for each mashed view."""
@@ -215,24 +233,24 @@ class SinogramLayout:
         ----------
         views : ndarray of int
         shift : float
-            Parallel shift of the LORs as a fraction of a crystal's pitch: one end moves by +shift along the ring, the
-            other by -shift.
+            Parallel shift of the LORs as a fraction of a merged crystal's pitch: one end moves by +shift along the ring,
+            the other by -shift.
 
         Returns
         -------
         ndarray
             float64 (len(views), radials, 4): x1, y1, x2, y2 in mm from the scanner's axis.
         """
-        n = self.crystals
         ends = np.empty((len(views), self.radials, 4))
         for k, view in enumerate(views):
-            first, second = self.crystal_pairs(int(view))
-            # The middle of mashed views, in which both crystals advance by one a view.
-            offset = (self.mash - 1) / 2
-            angle1 = (first[0] + offset + 0.5 + shift) * (2 * math.pi / n) + self.scanner.view_offset_rad
-            angle2 = (second[0] + offset + 0.5 - shift) * (2 * math.pi / n) + self.scanner.view_offset_rad
-            ends[k] = np.stack([np.cos(angle1), np.sin(angle1), np.cos(angle2), np.sin(angle2)], axis=1)
-        return ends * self.scanner.radius_mm
+            for end, (crystals, sign) in enumerate(zip(self.crystal_pairs(int(view)), (1, -1), strict=True)):
+                if self.scanner.transaxial_pitch_mm is None:
+                    # The middle of mashed views, in which both crystals advance by one a view.
+                    crystals = crystals[:1] + (self.mash - 1) / 2
+                place = (crystals + 0.5) * self.merge_transaxial
+                xy = self.scanner.crystal_xy_mm(place, sign * shift * self.merge_transaxial)
+                ends[k, :, 2 * end : 2 * end + 2] = xy.mean(axis=0)
+        return ends
 
     def subset_views(self, subset: int, subsets: int) -> np.ndarray:
         """Views of an ordered subset: every `subsets`-th one."""

@@ -67,7 +67,8 @@ def normalization(layout: SinogramLayout, efficiencies: np.ndarray, views: np.nd
     ring_pairs = elementary_ring_pairs(layout)
     ends = layout.transaxial_ends(views)
     chord = np.hypot(ends[..., 2] - ends[..., 0], ends[..., 3] - ends[..., 1])
-    dz = np.array([s.ring_difference for s in layout.segments()]) * layout.ring_pitch_mm
+    plane_dz = np.diff(layout.plane_z_mm(), axis=1)[:, 0]
+    dz = np.array([plane_dz[s.start : s.start + s.planes].mean() for s in layout.segments()])
     cos4 = (chord[..., None] ** 2 / (chord[..., None] ** 2 + dz**2)) ** 2
     bounds = np.array([(s.start, s.start + s.planes) for s in layout.segments()])
     out = np.zeros((len(views), layout.radials, layout.planes), np.float32)
@@ -135,13 +136,10 @@ def counts_per_activity(scanner: Scanner, spread: float, seed: int = 0) -> float
     norm = np.zeros(layout.planes)
     for views in np.array_split(np.arange(layout.views), layout.views // 8):
         norm += normalization(layout, efficiencies, views).mean(axis=1, dtype=np.float64).sum(axis=0)
-    ring_z = layout.ring_z_mm()
-    response = 0.0
-    for seg in layout.segments():
-        z = ring_z[0] + (seg.first_sum + np.arange(seg.planes) * seg.step) * layout.ring_pitch_mm / 2
-        tilt = np.hypot(1.0, seg.ring_difference * layout.ring_pitch_mm / (2 * scanner.radius_mm))
-        on_source = np.abs(z) <= NEMA_LINE_MM / 2
-        response += tilt * float(norm[seg.start : seg.start + seg.planes][on_source].sum())
+    plane_z = layout.plane_z_mm()
+    tilt = np.hypot(1.0, np.diff(plane_z, axis=1)[:, 0] / (2 * scanner.radius_mm))
+    on_source = np.abs(plane_z.mean(axis=1)) <= NEMA_LINE_MM / 2
+    response = float((tilt * norm)[on_source].sum())
     # 1 kBq over the line, as Bq/mm; and mm^2 to mL/mm.
     cps_per_kbq = response / layout.radial_pitch_mm * (1000 / NEMA_LINE_MM) * 1000
     return scanner.sensitivity_cps_per_kbq / cps_per_kbq

@@ -228,8 +228,8 @@ def _tof_weights(center, step, count, full, tof, cdf, before, weights, bin_steps
     """weights[bin, s] = integral of the TOF kernel over the bin for emission at center + s step, times `full`.
 
     `tof` is (bins, bin width, where the kernel is cut). The kernel's integral from -cut to x, less 1/2, is x/cut times the
-    polynomial `cdf` (11 coefficients, highest power first) of (x/cut)^2. Fills bin_steps[bin], the half-open range of steps where the
-    weight is not zero, and first_bin[s], last_bin[s], that of bins; returns the range of bins for all steps.
+    polynomial `cdf` (11 coefficients, highest power first) of (x/cut)^2. Fills bin_steps[bin], the half-open range of steps
+    where the weight is not zero, and first_bin[s], last_bin[s], that of bins; returns the range of bins for all steps.
     """
     bins, width, cut = int(tof[0]), tof[1], tof[2]
     half, per_width = 0.5 * bins, 1.0 / width

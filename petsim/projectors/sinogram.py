@@ -90,8 +90,8 @@ class SinogramProjector:
         self.support = self._support_mask(origin) if support_mm else np.ones((1, 1, 1), bool)
 
         # Voxels (of one phase) that a LOR can climb from one step to the next, and over a block of steps.
-        ends = layout.transaxial_ends(np.arange(layout.views), shift[0])
-        shortest = np.hypot(ends[..., 2] - ends[..., 0], ends[..., 3] - ends[..., 1]).min()
+        self._ends = layout.transaxial_ends(np.arange(layout.views), shift[0])
+        shortest = np.hypot(*np.moveaxis(self._ends[..., 2:] - self._ends[..., :2], -1, 0)).min()
         climb = np.abs(self._sets[:, 0]).max() / shortest * math.sqrt(2) * max(vx, vy) / vz / self.phases
         per_phase = -(-nz // self.phases)
         for block in BLOCKS:
@@ -135,7 +135,7 @@ class SinogramProjector:
 
     def _views(self, views: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         views = np.arange(self.layout.views) if views is None else np.asarray(views)
-        return views, self.layout.transaxial_ends(views, self.shift[0])
+        return views, self._ends[views]
 
     def data_shape(self, views: int) -> tuple[int, int, int, int]:
         """Shape (views, radial, tof, plane) of the data of some views."""
@@ -208,5 +208,5 @@ class SinogramProjector:
 
     def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
         _, ends = self._views(views)
-        kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups,
-                             self._z_geometry, self._tof, TOF_CDF, self._block, images, np.ascontiguousarray(data), sums)  # fmt: skip
+        kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
+                             self._tof, TOF_CDF, self._block, images, np.ascontiguousarray(data), sums)  # fmt: skip
