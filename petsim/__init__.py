@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from petsim.api import simulate
+    from petsim.projectors.projector import Projector
 
-__all__ = ["simulate"]
+__all__ = ["Projector", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from petsim.api import simulate
 
         return simulate
+    if name == "Projector":
+        from petsim.projectors.projector import Projector
+
+        return Projector
     raise AttributeError(f"module 'petsim' has no attribute '{name}'")

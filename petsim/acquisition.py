@@ -6,8 +6,10 @@ and dead time are not modeled.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from petsim.filters import gaussian
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import normalization
-from petsim.projectors.sinogram import SinogramProjector
+from petsim.projectors.contract import SinogramOperator
 
 NOT_MODELED = ("scatter", "randoms", "dead time")
 
@@ -56,6 +58,8 @@ class AcquisitionModel:
         Rays a crystal pair in each direction.
     support_mm : float
         Radius of the cylinder that holds the subject.
+    operator : callable
+        Makes the projectors: a class with the contract of `petsim.projectors.contract.SinogramOperator`.
     """
 
     layout: SinogramLayout
@@ -68,25 +72,26 @@ class AcquisitionModel:
     counts_per_unit: float
     rays: int
     support_mm: float
+    operator: Callable[..., SinogramOperator]
 
     def normalization(self, views: np.ndarray) -> np.ndarray:
         """float32 (views, radial, plane)."""
         return normalization(self.layout, self.efficiencies, views)
 
     @cached_property
-    def _rays(self) -> list[tuple[SinogramProjector, SinogramProjector]]:
+    def _rays(self) -> list[tuple[SinogramOperator, SinogramOperator]]:
         """Projectors of activity (TOF) and mu (not) for every ray of a crystal pair."""
         shifts = [(a, b) for a in ray_shifts(self.rays) for b in ray_shifts(self.rays)]
         return [
             (
-                SinogramProjector(self.layout, self.grid, self.center_mm, self.support_mm, shift),
-                SinogramProjector(self.layout, self.grid, self.center_mm, self.support_mm, shift, tof=False),
+                self.operator(self.layout, self.grid, self.center_mm, self.support_mm, shift),
+                self.operator(self.layout, self.grid, self.center_mm, self.support_mm, shift, tof=False),
             )
             for shift in shifts
         ]
 
     @cached_property
-    def _prepared(self) -> np.ndarray:
+    def _prepared(self) -> Any:
         """Blurred activity and mu in the order of the kernels, which all rays share."""
         blurred = gaussian(self.activity_bqml, self.fwhm_mm, self.grid.spacing_mm)
         return self._rays[0][0].prepare(np.stack([blurred, self.mu_per_cm]))

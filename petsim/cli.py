@@ -85,8 +85,10 @@ class MakeDataset:
     """Processes; results do not depend on it."""
     shard: str = "1/1"
     """I/N: make every N-th subject, starting with the I-th (for job arrays)."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where projections run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where projections run; auto takes a GPU when there is one."""
+    backend: Literal["auto", "numba", "cuda", "parallelproj"] = "auto"
+    """What projects; parallelproj must be installed."""
     overwrite: bool = False
     """Replace a dataset that was made with other settings."""
     dry_run: bool = False
@@ -240,8 +242,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 def request_of(command: MakeDataset) -> Any:
     """The request that a make-dataset command stands for."""
     from petsim.dataset import ReadOptions, Request, check_request
+    from petsim.projectors.choose import choose_backend
 
     images = bool(command.source)
+    backend, _ = choose_backend(command.backend, command.device)
     settings = SimulationSettings(
         drf=parse_drfs(command), scanner=command.scanner, mode=command.mode,
         preset=command.preset or ("standard" if images else "fast"),
@@ -249,7 +253,7 @@ def request_of(command: MakeDataset) -> Any:
         full_dose=command.full_dose or ("source" if images else "simulated"),
         duration_s=command.duration_s, counts=command.counts, fov_mm=command.fov_mm, voxel_mm=command.voxel_mm,
         iterations=command.iterations, subsets=command.subsets, filter_mm=command.filter_mm,
-        center_mm=command.center_mm, slab_mm=command.slab,
+        center_mm=command.center_mm, slab_mm=command.slab, backend=backend,
     )  # fmt: skip
     read = ReadOptions(
         units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,
@@ -276,6 +280,7 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
         return result
     from petsim.dataset import make_dataset
     from petsim.progress import progress_bar
+    from petsim.projectors.choose import choose_backend
 
     with progress_bar(len(range(shard[0] - 1, len(request.sources) or request.subjects, shard[1]))) as report:
         result = make_dataset(request, command.workers, shard, command.overwrite, report)
@@ -284,6 +289,7 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
         print(f"{subject['name']}: {counts or 'already there'}")
         for warning in subject.get("warnings", []):
             print(f"  warning: {warning}")
+    print("projections: {}, {}".format(*choose_backend(command.backend, command.device)))
     print(f"{result['in_dataset']} subjects in {command.out}, {result['seconds']:.0f} s")
     return result
 

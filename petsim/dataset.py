@@ -136,6 +136,11 @@ def configuration(request: Request) -> dict[str, Any]:
     settings = dataclasses.asdict(request.settings)
     settings["drf"] = list(request.settings.ladder())
     settings["scanner"] = scanner.name
+    # Our own backends give the same numbers; parallelproj does not at the border of the image.
+    if settings.pop("backend") == "parallelproj":
+        from petsim.projectors.parallelproj import load_library
+
+        settings["projector"] = f"parallelproj {load_library().version}"
     return {
         **settings,
         "preset_values": dataclasses.asdict(request.settings.resolved_preset()),

@@ -12,8 +12,8 @@ from data_recipes.isotopes import effective_seconds, isotope
 from data_recipes.resample import crop_axially
 from data_recipes.subject import Subject
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
-from petsim.geometry.sinogram import SinogramLayout, covering_ring_difference, radials_for, tof_bins_for
-from petsim.projectors.sinogram import PARTS, TOF_SIGMAS
+from petsim.geometry.sinogram import SinogramLayout, fitting_grid, preset_layout
+from petsim.projectors.sinogram import PARTS
 from petsim.settings import Preset, SimulationSettings
 
 PHANTOM_FOV_MM = 480.0
@@ -100,23 +100,14 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
     x, y, _ = subject.grid.center_mm
     center = (x, y, center_z)
     fov = settings.fov_mm or _fov_of(subject, center)
-    layout = SinogramLayout(
-        scanner,
-        radials=radials_for(scanner, preset.merge_transaxial, fov),
-        merge_transaxial=preset.merge_transaxial,
-        merge_axial=preset.merge_axial,
-        span=preset.span,
-        max_ring_difference=covering_ring_difference(scanner, preset.merge_axial),
-        merge_tof=preset.merge_tof if scanner.tof_bin_ps else 0,
-        tof_bins=tof_bins_for(scanner, preset.merge_tof, fov, TOF_SIGMAS),
-    )
+    layout = preset_layout(scanner, preset, fov)
     if preset.subsets > layout.views:
         raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
     whole = not subject.is_noisy and settings.slab_mm is None
     length = scanner.axial_length_mm if whole else subject.grid.extent_mm[2]
-    grid = _grid(layout, preset.voxel_mm, preset.voxel_mm, fov, length, center)
+    grid = fitting_grid(layout, preset.voxel_mm, preset.voxel_mm, fov, length, center)
     fine = preset.voxel_mm if subject.is_noisy else preset.simulation_voxel_mm
-    simulation_grid = _grid(layout, fine, max(fine, scanner.ring_spacing_mm), fov, length, center)
+    simulation_grid = fitting_grid(layout, fine, max(fine, scanner.ring_spacing_mm), fov, length, center)
 
     outside = 1 - _inside_fraction(subject, center, fov)
     if outside > 0.005:
@@ -185,18 +176,6 @@ def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: 
     radius = np.hypot((subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :])
     column = subject.activity_bqml.sum(axis=2, dtype=np.float64)
     return float(column[radius <= fov / 2].sum() / column.sum())
-
-
-def _grid(layout: SinogramLayout, voxel: float, axial: float, fov: float, length: float,
-          center: tuple[float, float, float]) -> Grid:  # fmt: skip
-    """Grid around the scanner's center whose axial voxel divides the ring pitch.
-
-    An even number of voxels a ring keeps all planes of a segment in one vector loop of the projector.
-    """
-    across = 2 * math.ceil(fov / voxel / 2)
-    per_ring = math.ceil(layout.ring_pitch_mm / axial - 1e-6)
-    z = layout.ring_pitch_mm / (per_ring + (per_ring > 1 and per_ring % 2))
-    return Grid.centered((across, across, max(1, round(length / z))), (voxel, voxel, z), center)
 
 
 def memory_budget(limit_gb: float) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
 from petsim.plan import Plan, memory_budget, plan_subject
-from petsim.projectors.sinogram import SinogramProjector
 from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, expected_total, noise_region, simulate_plan, storage
 
 NOISE_SLAB_MM = 60.0
@@ -64,7 +63,7 @@ def preview(request: Request) -> dict[str, Any]:
 def _estimated_seconds(plan: Plan, model: Any, settings: Any, keep_counts: bool) -> float:
     """Time of a subject on this machine, from a few views that are done now."""
     views = np.linspace(0, plan.layout.views - 1, 4).astype(int)
-    projector = SinogramProjector(plan.layout, plan.grid, plan.center_mm, plan.fov_mm / 2)
+    projector = model.operator(plan.layout, plan.grid, plan.center_mm, plan.fov_mm / 2)
     sums = projector.new_sums(1)
     prepared = projector.prepare(np.ones((1, *plan.grid.shape), np.float32))
     model.expected(views[:1])

@@ -102,6 +102,8 @@ class SimulationSettings:
         Relative standard deviation of crystal efficiencies.
     rays : int
         Rays a crystal pair in each direction, transaxial and axial, in the simulation.
+    backend : str
+        What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
     """
 
     drf: tuple[float, ...] = (4.0, 10.0, 20.0, 100.0)
@@ -122,6 +124,7 @@ class SimulationSettings:
     slab_mm: float | None = None
     efficiency_spread: float = 0.05
     rays: int = 2
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

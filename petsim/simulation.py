@@ -18,7 +18,7 @@ from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
 from petsim.plan import Plan, plan_subject
-from petsim.projectors.sinogram import SinogramProjector
+from petsim.projectors.choose import projector_class
 from petsim.recon.osem import osem
 from petsim.settings import PRESETS, SimulationSettings
 
@@ -78,6 +78,7 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
         efficiencies=efficiencies,
         counts_per_unit=level,
         rays=settings.rays,
+        operator=projector_class(settings.backend),
         support_mm=plan.fov_mm / 2,
     )
 
@@ -347,8 +348,8 @@ class _Reconstructor:
     def __init__(self, plan: Plan, model: AcquisitionModel) -> None:
         self.plan = plan
         support = plan.fov_mm / 2
-        self.projector = SinogramProjector(plan.layout, plan.grid, plan.center_mm, support)
-        plain = SinogramProjector(plan.layout, plan.grid, plan.center_mm, support, tof=False)
+        self.projector = model.operator(plan.layout, plan.grid, plan.center_mm, support)
+        plain = model.operator(plan.layout, plan.grid, plan.center_mm, support, tof=False)
         subject = plan.subject
         assert subject.mu_per_cm is not None
         self.mu_per_cm = resample(subject.mu_per_cm, subject.grid, plan.grid)

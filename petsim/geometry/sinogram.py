@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_recipes.errors import UsageError
+from data_recipes.grid import Grid
 from petsim.geometry.scanner import Scanner, tof_ps_to_mm
+from petsim.settings import Preset
+
+TOF_SIGMAS = 3.0
+"""The TOF kernel is cut at this many standard deviations and normalized to 1."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,38 @@ def radials_for(scanner: Scanner, merge_transaxial: int, fov_mm: float) -> int:
     per_bin = math.pi / n * (2 if n % 2 else 1)
     half = math.ceil(math.asin(fov_mm / 2 / scanner.radius_mm) / per_bin) + 2
     return min(2 * half, (n // 2 if n % 2 else n) - 1)
+
+
+def preset_layout(scanner: Scanner, preset: Preset, fov_mm: float) -> SinogramLayout:
+    """Layout of a preset that covers a centered circle of diameter `fov_mm` and every accepted ring pair."""
+    return SinogramLayout(
+        scanner,
+        radials=radials_for(scanner, preset.merge_transaxial, fov_mm),
+        merge_transaxial=preset.merge_transaxial,
+        merge_axial=preset.merge_axial,
+        span=preset.span,
+        max_ring_difference=covering_ring_difference(scanner, preset.merge_axial),
+        merge_tof=preset.merge_tof if scanner.tof_bin_ps else 0,
+        tof_bins=tof_bins_for(scanner, preset.merge_tof, fov_mm, TOF_SIGMAS),
+    )
+
+
+def fitting_grid(
+    layout: SinogramLayout,
+    voxel_mm: float,
+    axial_mm: float,
+    fov_mm: float,
+    length_mm: float,
+    center_mm: tuple[float, float, float],
+) -> Grid:
+    """Grid whose axial voxel divides the ring pitch and is no larger than `axial_mm`.
+
+    An even number of voxels a ring keeps all planes of a segment in one vector loop of the projector.
+    """
+    across = 2 * math.ceil(fov_mm / voxel_mm / 2)
+    per_ring = math.ceil(layout.ring_pitch_mm / axial_mm - 1e-6)
+    z = layout.ring_pitch_mm / (per_ring + (per_ring > 1 and per_ring % 2))
+    return Grid.centered((across, across, max(1, round(length_mm / z))), (voxel_mm, voxel_mm, z), center_mm)
 
 
 def tof_bins_for(scanner: Scanner, merge_tof: int, fov_mm: float, sigmas: float) -> int:

@@ -74,15 +74,19 @@ def _trace(ends, geometry, support_mm, voxel, low, high, fraction):
         n, limit, step = ny, nx, vy * chord / dy
         t0, other0, slope = (oy - ym) * chord / dy, (xm - ox) / vx, dx / chord / vx
         major, minor = voxel, (ny + 2) * voxel
-    closest2 = xm * xm + ym * ym
-    if support_mm > 0 and closest2 >= support_mm * support_mm:
-        return 0, 0.0, step, chord
-    reach = np.sqrt(support_mm * support_mm - closest2) + abs(step) if support_mm > 0 else chord
+    # An interpolated sample sees voxels up to one voxel away, so the line is cut that much outside the support.
+    radius = support_mm + max(vx, vy)
+    middle, reach = 0.0, chord
+    if support_mm > 0:
+        distance = (x1 * y2 - x2 * y1) / chord
+        if abs(distance) >= radius:
+            return 0, 0.0, step, chord
+        middle, reach = -(xm * dx + ym * dy) / chord, np.sqrt(radius * radius - distance * distance)
     steps, first = 0, 0
     for i in range(n):
         t = t0 + i * step
         other = other0 + t * slope
-        if abs(t) > reach or other <= -1.0 or other >= limit:
+        if abs(t - middle) > reach or other <= -1.0 or other >= limit:
             continue
         if steps == 0:
             first = i

@@ -7,12 +7,9 @@ from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import ndtr
 
 from data_recipes.grid import Grid
-from petsim.geometry.sinogram import SinogramLayout
+from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
 from petsim.projectors import numba_sinogram as kernels
 from petsim.projectors.planes import plane_sets
-
-TOF_SIGMAS = 3.0
-"""The TOF kernel is cut at this many standard deviations and normalized to 1."""
 
 
 def _tof_cdf() -> np.ndarray:
