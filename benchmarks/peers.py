@@ -2,9 +2,9 @@
 
     PETSIM_PARALLELPROJ_LIBS=shipped=/path/a.so:native=/path/b.so OMP_NUM_THREADS=1 python -m benchmarks.peers case.npz
 
-prints one JSON line. Without PETSIM_PARALLELPROJ_LIBS, what `load_library` finds is timed. A case holds `lor_start` and
-`lor_end` (n, 3), `image`, `origin_mm` and `voxel_mm`; with TOF also `tof` (bin width and kernel sigma in mm, bins), and, if
-events are not to be drawn, `event` (index of their LOR) and `event_bin` (int16).
+prints one JSON line. Without PETSIM_PARALLELPROJ_LIBS, what `load_library` finds is timed. A case holds `calls` (names of
+fields of `petsim.projectors.parallelproj.Library`), `lor_start` and `lor_end` (n, 3), `image`, `origin_mm` and
+`voxel_mm`; for TOF also `tof` (bin width and kernel sigma in mm, bins) and, for events, `event_bin`.
 """
 
 import json
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from data_recipes.errors import DataError
-from petsim.projectors.parallelproj import Library, Tof, load_library
 from petsim.geometry.sinogram import TOF_SIGMAS
+from petsim.projectors.parallelproj import Library, Tof, load_library
 
 LIBRARIES_VARIABLE = "PETSIM_PARALLELPROJ_LIBS"
 
@@ -50,37 +50,23 @@ def libraries() -> dict[str, Library]:
 
 
 def rates(library: Library, case: dict[str, np.ndarray]) -> dict[str, float]:
-    """Million LORs a second of every call that the case has what is needed for."""
+    """Million LORs a second of the calls that the case names."""
     start, end, image, origin, voxel = (np.ascontiguousarray(case[name], np.float32) for name in
                                         ("lor_start", "lor_end", "image", "origin_mm", "voxel_mm"))  # fmt: skip
     back = np.zeros_like(image)
-    values = np.empty(len(start), np.float32)
-    out = {
-        "forward": _rate(len(start), lambda: library.forward(start, end, image, origin, voxel, values)),
-        "back": _rate(len(start), lambda: library.back(start, end, back, origin, voxel, values)),
-    }
-    if "tof" not in case:
-        return out
-    width, sigma, bins = case["tof"]
-    tof = Tof(float(width), float(sigma), TOF_SIGMAS, int(bins))
-    sino = np.empty((len(start), tof.bins), np.float32)
-    out["tof_sino_forward"] = _rate(
-        len(start), lambda: library.tof_sino_forward(start, end, image, origin, voxel, sino, tof))  # fmt: skip
-    out["tof_sino_back"] = _rate(len(start), lambda: library.tof_sino_back(start, end, back, origin, voxel, sino, tof))
-
-    # Events in the random order of an acquisition, unless the case has some.
-    rng = np.random.default_rng(0)
-    event = case["event"] if "event" in case else rng.permutation(len(start))
-    bin_of = case["event_bin"] if "event_bin" in case else rng.integers(tof.bins, size=len(event))
-    start, end, bin_of = start[event], end[event], np.ascontiguousarray(bin_of, np.int16)
-    values = np.empty(len(event), np.float32)
-    ones = np.ones(len(event), np.float32)
-    out["list_forward"] = _rate(len(event), lambda: library.forward(start, end, image, origin, voxel, values))
-    out["list_back"] = _rate(len(event), lambda: library.back(start, end, back, origin, voxel, ones))
-    out["tof_list_forward"] = _rate(
-        len(event), lambda: library.tof_list_forward(start, end, image, origin, voxel, values, bin_of, tof))  # fmt: skip
-    out["tof_list_back"] = _rate(
-        len(event), lambda: library.tof_list_back(start, end, back, origin, voxel, ones, bin_of, tof))  # fmt: skip
+    out = {}
+    for name in case["calls"].tolist():
+        call = getattr(library, name)
+        shape: tuple[int, ...] = (len(start),)
+        extra: tuple[Any, ...] = ()
+        if name.startswith("tof"):
+            width, sigma, bins = case["tof"]
+            tof = Tof(float(width), float(sigma), TOF_SIGMAS, int(bins))
+            extra = (np.ascontiguousarray(case["event_bin"], np.int16), tof) if "list" in name else (tof,)
+            shape = shape if "list" in name else (len(start), tof.bins)
+        values = np.ones(shape, np.float32)
+        target = back if name.endswith("back") else image
+        out[name] = _rate(len(start), lambda: call(start, end, target, origin, voxel, values, *extra))  # noqa: B023
     return out
 
 

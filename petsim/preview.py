@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
 from petsim.plan import Plan, memory_budget, plan_subject
-from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, expected_total, noise_region, simulate_plan, storage
+from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, expected_total, noise_region, simulate_plan
 
 NOISE_SLAB_MM = 60.0
 """Axial length simulated around the liver to measure its noise."""
@@ -36,7 +37,8 @@ def preview(request: Request) -> dict[str, Any]:
     check_memory(plan, settings, budget)
     total = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
     held = storage(plan, doses, noise_free, settings.realizations, total, budget)
-    seconds = _estimated_seconds(plan, model, settings, held[0] > 0)
+    least = plan.bytes_needed(len(doses) + noise_free, len(doses))
+    seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn")
     noise, region = _noise(plan, settings, budget)
     inj = plan.subject.injection
     return {
@@ -53,8 +55,8 @@ def preview(request: Request) -> dict[str, Any]:
         "liver_cov": {f"{d:g}": round(noise[k], 4) if noise else None for k, d in enumerate(doses)},
         "noise_region": region,
         "seconds_per_subject": round(seconds, 1),
-        "memory_gb": round((plan.bytes_needed(len(doses) + noise_free, len(doses)) + sum(held)) / 1e9, 2),
-        "streamed": held[0] == 0,
+        "memory_gb": round((least + held.counts_bytes + held.expected_bytes) / 1e9, 2),
+        "counts_held_in": held.counts,
         "disk_mb_per_subject": round(bytes_on_disk(plan, request) / 1e6, 1),
         "warnings": list(plan.warnings),
     }

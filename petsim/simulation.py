@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numba as nb
 import numpy as np
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import NOT_MODELED, AcquisitionModel
+from petsim.counts import CountStream, storage
 from petsim.dose import DoseLadder
 from petsim.filters import gaussian
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
@@ -83,91 +83,6 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
     )
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """Unsigned integers, held densely or as the places and values of those that are not zero, whichever is smaller."""
-
-    shape: tuple[int, ...]
-    values: np.ndarray
-    places: np.ndarray | None
-
-    @classmethod
-    def of(cls, counts: np.ndarray) -> "_Packed":
-        flat = counts.reshape(-1).astype(np.uint8 if counts.max() < 256 else np.uint16)
-        nonzero = np.count_nonzero(flat)
-        if nonzero * SPARSE_BYTES > flat.nbytes:
-            return cls(counts.shape, flat, None)
-        values, places = np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)
-        _compress(flat, values, places)
-        return cls(counts.shape, values, places)
-
-    def unpack_into(self, out: np.ndarray) -> None:
-        """Write to a zeroed array of the same shape."""
-        if self.places is None:
-            out[...] = self.values.reshape(self.shape)
-        else:
-            out.reshape(-1)[self.places] = self.values
-
-
-@nb.njit(cache=True, nogil=True)
-def _compress(flat, values, places):
-    n = 0
-    for i in range(flat.size):
-        if flat[i] != 0:
-            values[n] = flat[i]
-            places[n] = i
-            n += 1
-
-
-SPARSE_BYTES = 5
-"""Bytes a count takes when only those that are not zero are held."""
-
-
-class CountStream:
-    """Counts of one realization at all doses, by groups of views: held in memory, or drawn anew whenever they are read.
-
-    Both give the same numbers bit for bit, since every count depends on its bin only.
-
-    Parameters
-    ----------
-    ladder : DoseLadder
-    expected : callable
-        Views -> expected counts (views, radial, tof, plane).
-    keep : bool
-        Hold the counts after they were drawn.
-    """
-
-    def __init__(self, ladder: DoseLadder, expected: Callable[[np.ndarray], np.ndarray], keep: bool) -> None:
-        self._ladder, self._expected, self._keep = ladder, expected, keep
-        self._held: dict[bytes, list[_Packed]] = {}
-        self._totals: dict[bytes, np.ndarray] = {}
-
-    def read(self, views: np.ndarray) -> np.ndarray:
-        """Unsigned integers (dose, views, radial, tof, plane) of a group of views."""
-        group = views.tobytes()
-        if group in self._held:
-            packed = self._held[group]
-            wide = max((p.values.dtype for p in packed), key=lambda t: t.itemsize)
-            counts = np.zeros((len(packed), *packed[0].shape), wide)
-            for p, out in zip(packed, counts, strict=True):
-                p.unpack_into(out)
-            return counts
-        expected = self._expected(views)
-        counts = np.empty((len(self._ladder.drfs), *expected.shape), np.uint16)
-        for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
-            first = view * mean.size
-            counts[:, k] = self._ladder.thin(self._ladder.draw(mean, first), first)
-        if group not in self._totals:
-            self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
-        if self._keep:
-            self._held[group] = [_Packed.of(np.asarray(c)) for c in counts]
-        return counts
-
-    def totals(self) -> np.ndarray:
-        """int64 (dose,): counts in all views that were read."""
-        return np.sum(list(self._totals.values()), axis=0)
-
-
 def simulate_plan(
     plan: Plan,
     settings: SimulationSettings,
@@ -182,7 +97,7 @@ def simulate_plan(
     plan : Plan
     settings : SimulationSettings
     budget_bytes : float
-        Counts and expected counts are held where that fits, else computed anew for every iteration.
+        Memory. Counts that do not fit it go to a temporary file, see `petsim.counts`.
     keep_sinograms : bool
         Return the counts too.
     progress : callable
@@ -202,7 +117,7 @@ def simulate_plan(
     model = build_model(plan, settings)
     scale = _count_scale(model, settings)
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
-    keep_counts, keep_expected = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
+    store = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
     held: dict[bytes, np.ndarray] = {}
 
     def expected(views: np.ndarray) -> np.ndarray:
@@ -212,7 +127,7 @@ def simulate_plan(
         fresh = model.expected(views)
         if scale != 1:
             fresh *= np.float32(scale)
-        if keep_expected:
+        if store.expected_bytes:
             held[group] = fresh
         return fresh
 
@@ -229,28 +144,31 @@ def simulate_plan(
     images, counts, sinograms, noise_free = [], [], [], None
     for realization in range(settings.realizations):
         ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization, settings.mode)
-        stream = CountStream(ladder, expected, keep_counts > 0)
         with_expected = noise_free_wanted and realization == 0
+        with CountStream(ladder, expected, store.counts) as stream:
 
-        def data(views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected) -> list[np.ndarray]:
-            drawn = stream.read(views)
-            return [drawn, expected(views)[None]] if with_expected else [drawn]
+            def data(
+                views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected
+            ) -> list[np.ndarray]:
+                drawn = stream.read(views)
+                return [drawn, expected(views)[None]] if with_expected else [drawn]
 
-        raw = recon.run(data, len(drfs) + with_expected, step)
+            raw = recon.run(data, len(drfs) + with_expected, step)
+            if keep_sinograms:
+                sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
+                for subset in range(plan.preset.subsets):
+                    for views in recon.groups(subset):
+                        sinogram[:, views] = stream.read(views)
+                sinograms.append(sinogram)
+            totals = stream.totals()
         if with_expected:
             noise_free = recon.finish(raw[-1], 1 / per_unit)
         images.append(np.stack([recon.finish(r, d / per_unit) for r, d in zip(raw, drfs, strict=False)]))
         counts += [
             {"drf": d, "realization": realization, "mode": settings.mode, "seed": settings.seed, "prompts": int(n),
              "trues": int(n), "scatter": 0, "randoms": 0, "nec": float(n)}
-            for d, n in zip(drfs, stream.totals(), strict=True)
+            for d, n in zip(drfs, totals, strict=True)
         ]  # fmt: skip
-        if keep_sinograms:
-            sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
-            for subset in range(plan.preset.subsets):
-                for views in recon.groups(subset):
-                    sinogram[:, views] = stream.read(views)
-            sinograms.append(sinogram)
     stack = np.stack(images, axis=1)
     truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * recon.inside
     if settings.full_dose == "source":
@@ -296,29 +214,6 @@ def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> Non
         f"{plan.subject.name}: about {least / 1e9:.2g} GB of memory are needed but {budget / 1e9:.2g} GB may be used; "
         f"use {' or '.join([f'--memory-gb {math.ceil(least / 1e8) / 10:g}', *fitting])}"
     )
-
-
-def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations: int, level: float,
-            budget: float) -> tuple[float, float]:  # fmt: skip
-    """Bytes that counts, and expected counts, take when they are held; 0 for what does not fit and is computed anew.
-
-    Parameters
-    ----------
-    plan, drfs
-    noise_free : bool
-        Whether the expected counts are reconstructed too.
-    realizations : int
-    level : float
-        Expected prompts at full dose.
-    budget : float
-        Bytes that may be used.
-    """
-    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
-    bins = float(np.prod(plan.layout.shape))
-    counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
-    counts = counts if least + counts <= budget else 0.0
-    expected = 4 * bins if noise_free or realizations > 1 else 0.0
-    return counts, expected if least + counts + expected <= budget else 0.0
 
 
 def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:

@@ -176,6 +176,50 @@ def _crossing_terms(position, slope, count, phases, pad, shape, scale, offsets, 
 
 
 @nb.njit(cache=True, nogil=True)
+def _single_plane(back, position, slope, count, pad, rows, scale, value):
+    """The sum of the terms of `_crossing_terms` for a set of one plane, or with `back` their transpose: a term at a time.
+
+    With one phase only. Returns the sum; `value` is what the transpose adds.
+    """
+    end = np.floor(position + slope * (count - 1))
+    begin = np.floor(position)
+    u = position + slope * count - end
+    c, d = rows[rows.shape[0] - 2, 0], rows[rows.shape[0] - 1, 0]
+    here = np.uint64(int(end) + pad)
+    above = np.uint64(int(end) + pad + 1)
+    f, b = _F32(scale * u), _F32(scale * slope)
+    g = _F32(scale) - f
+    total = _F32(0)
+    if back:
+        c[here] += g * value
+        c[above] += f * value
+        d[here] += b * value
+        d[above] -= b * value
+    else:
+        total = g * c[here] + f * c[above] + b * (d[here] - d[above])
+    if begin == end:
+        return total
+    inverse, weight = 1.0 / slope, _F32(scale * abs(slope))
+    low, high = min(begin, end) + 1.0, max(begin, end)
+    first, change = (low - position) * inverse, inverse
+    column = int(low) + pad
+    for n in range(int(high - low) + 1):
+        t = first + n * change
+        top = min(max(np.ceil(t), 1.0), float(count))
+        j = int(top)
+        f = _F32(1.0 - (top - t))
+        at = np.uint64(column + n)
+        if back:
+            part = weight * value
+            rows[np.uint64(j), 0, at] += f * part
+            rows[np.uint64(j - 1), 0, at] += part - f * part
+        else:
+            upper, lower = rows[np.uint64(j), 0, at], rows[np.uint64(j - 1), 0, at]
+            total += weight * (lower + f * (upper - lower))
+    return total
+
+
+@nb.njit(cache=True, nogil=True)
 def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, fraction, values, work):
     """Without TOF: values[lane] = line integrals, or with `back` the transpose: adds the back projection to the image.
 
@@ -210,8 +254,11 @@ def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, 
             p, last = _lanes_within(position, slope, count, phases, nz, int(sets[n, 2]), int(sets[n, 6]))
             if p >= last:
                 continue
-            terms = _crossing_terms(position, slope, count, phases, pad, rows.shape, lines[n, 2], offsets, coefs)
             lane = int(sets[n, 5]) + p
+            if phases == 1 and sets[n, 6] == 1.0:
+                values[lane] += _single_plane(back, position, slope, count, pad, rows, lines[n, 2], values[lane])
+                continue
+            terms = _crossing_terms(position, slope, count, phases, pad, rows.shape, lines[n, 2], offsets, coefs)
             if back:
                 spread(rows, p, offsets, coefs, terms, values, lane, last - p)
             else:

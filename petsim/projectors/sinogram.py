@@ -25,10 +25,11 @@ def _tof_cdf() -> np.ndarray:
 
 TOF_CDF = _tof_cdf()
 
-BLOCKS = (64, 48, 32, 24, 16, 8)
-"""Steps worked on at once: the most whose planes take no more than BLOCK_BYTES, to stay in the L1 cache."""
+BLOCKS = (48, 32, 24, 16)
+"""Steps worked on at once: the most whose planes take no more than BLOCK_BYTES, to leave room in the L1 cache; more than 48
+would cost accuracy without TOF, whose error grows with the square."""
 
-BLOCK_BYTES = 32768
+BLOCK_BYTES = 16384
 
 PAD = 12
 """Voxels around a row beyond what a LOR climbs: those of its last interpolation, and 8 to which planes are rounded."""
@@ -92,10 +93,10 @@ class SinogramProjector:
         climb = np.abs(self._sets[:, 0]).max() / shortest * math.sqrt(2) * max(vx, vy) / vz / self.phases
         per_phase = -(-nz // self.phases)
         for block in BLOCKS:
-            pad = math.ceil(block * climb) + PAD
-            if (block + 3) * self.phases * (per_phase + 2 * pad) * 4 <= BLOCK_BYTES:
+            if (block + 3) * self.phases * per_phase * 4 <= BLOCK_BYTES:
                 break
         self._block = block
+        pad = math.ceil(block * climb) + PAD
         self._z_geometry = np.array([nz, vz, origin[2], self.phases, pad])
 
         if tof and layout.is_tof:

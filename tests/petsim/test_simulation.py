@@ -13,14 +13,16 @@ from data_recipes.isotopes import effective_seconds, isotope
 from data_recipes.phantoms.analytic import cylinder, line_source
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
+from petsim import counts
 from petsim.acquisition import ray_shifts
+from petsim.counts import CountStream, storage
 from petsim.dose import DoseLadder
 from petsim.noise import sphere
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import crystal_efficiencies, normalization
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import CountStream, build_model, expected_total, insert_noise, noise_region, simulate_plan
+from petsim.simulation import build_model, expected_total, insert_noise, noise_region, simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 
@@ -95,11 +97,15 @@ def test_images_have_the_activity_of_the_subject():
         assert image[inside].mean() == pytest.approx(8000, rel=0.01)
 
 
-def test_streamed_counts_give_the_same_images_bit_for_bit():
+@pytest.mark.parametrize("place", ["disk", "redrawn"])
+def test_streamed_counts_give_the_same_images_bit_for_bit(place, monkeypatch):
+    share = {"disk": 0.5, "redrawn": 0.0}
+    monkeypatch.setattr(counts, "DISK_SHARE", share[place])
     settings = SimulationSettings(scanner=SMALL, preset="fast", drf=(5.0,))
     plan = plan_subject(cylinder(length_mm=80.0), settings)
     kept = simulate_plan(plan, settings, 8e9)
     least = plan.bytes_needed(3, 2)
+    assert storage(plan, (1.0, 5.0), True, 1, 1e6, least * 1.0001).counts == place
     streamed = simulate_plan(plan, settings, least * 1.0001)
     np.testing.assert_array_equal(kept.images, streamed.images)
     assert kept.counts == streamed.counts
@@ -129,7 +135,7 @@ def test_independent_realizations_are_poisson():
     plan = plan_subject(cylinder(length_mm=80.0), settings)
     views = np.array([3])
     expected = build_model(plan, settings).expected(views)
-    draws = np.stack([CountStream(DoseLadder((1.0, 4.0), 0, "x", r), lambda v: expected, False).read(views)[:, 0]
+    draws = np.stack([CountStream(DoseLadder((1.0, 4.0), 0, "x", r), lambda v: expected, "redrawn").read(views)[:, 0]
                       for r in range(60)]).astype(float)  # fmt: skip
     for k, d in enumerate((1, 4)):
         used = expected[0] / d > 0.05

@@ -1,0 +1,180 @@
+"""Counts of a realization at all doses, by groups of views, for every iteration of a reconstruction."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numba as nb
+import numpy as np
+
+from petsim.dose import DoseLadder
+from petsim.plan import Plan
+
+Place = Literal["memory", "disk", "redrawn"]
+"""Where counts wait for the next iteration; redrawn: nowhere, they are drawn anew."""
+
+SPARSE_BYTES = 5
+"""Bytes a count takes when only those that are not zero are held."""
+
+DISK_SHARE = 0.5
+"""Part of the free space of the temporary folder that may be used."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is held between iterations.
+
+    Parameters
+    ----------
+    counts : str
+        "memory", "disk" or "redrawn".
+    counts_bytes, expected_bytes : float
+        What counts and expected counts take in memory.
+    """
+
+    counts: Place
+    counts_bytes: float
+    expected_bytes: float
+
+
+def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations: int, level: float,
+            budget: float) -> Storage:  # fmt: skip
+    """Where the counts of a simulation are held: in memory where they fit, else in a temporary file, else not at all.
+
+    Parameters
+    ----------
+    plan, drfs
+    noise_free : bool
+        Whether the expected counts are reconstructed too.
+    realizations : int
+    level : float
+        Expected prompts at full dose.
+    budget : float
+        Bytes of memory that may be used.
+    """
+    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
+    bins = float(np.prod(plan.layout.shape))
+    counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
+    if least + counts > budget:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        return Storage("disk" if counts < DISK_SHARE * free else "redrawn", 0.0, 0.0)
+    expected = 4 * bins if noise_free or realizations > 1 else 0.0
+    return Storage("memory", counts, expected if least + counts + expected <= budget else 0.0)
+
+
+class CountStream:
+    """Counts of one realization at all doses, by groups of views. A context manager, which removes its temporary file.
+
+    All places give the same numbers bit for bit, since every count depends on its bin only.
+
+    Parameters
+    ----------
+    ladder : DoseLadder
+    expected : callable
+        Views -> expected counts (views, radial, tof, plane).
+    place : str
+        Where counts are held after they were drawn.
+    """
+
+    def __init__(self, ladder: DoseLadder, expected: Callable[[np.ndarray], np.ndarray], place: Place) -> None:
+        self._ladder, self._expected, self._place = ladder, expected, place
+        # Closed, and thereby removed, by __exit__.
+        self._file: Any = tempfile.TemporaryFile(prefix="petsim-") if place == "disk" else None  # noqa: SIM115
+        self._held: dict[bytes, list[_Packed]] = {}
+        self._totals: dict[bytes, np.ndarray] = {}
+
+    def __enter__(self) -> "CountStream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.clear()
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, views: np.ndarray) -> np.ndarray:
+        """Unsigned integers (dose, views, radial, tof, plane) of a group of views."""
+        group = views.tobytes()
+        if group in self._held:
+            packed = self._held[group]
+            wide = max((p.dtype for p in packed), key=lambda t: t.itemsize)
+            counts = np.zeros((len(packed), *packed[0].shape), wide)
+            for p, out in zip(packed, counts, strict=True):
+                p.unpack_into(out)
+            return counts
+        expected = self._expected(views)
+        counts = np.empty((len(self._ladder.drfs), *expected.shape), np.uint16)
+        for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
+            first = view * mean.size
+            counts[:, k] = self._ladder.thin(self._ladder.draw(mean, first), first)
+        if group not in self._totals:
+            self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
+        if self._place != "redrawn":
+            self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
+        return counts
+
+    def totals(self) -> np.ndarray:
+        """int64 (dose,): counts in all views that were read."""
+        return np.sum(list(self._totals.values()), axis=0)
+
+
+class _Packed:
+    """Unsigned integers, held densely or as the places and values of those that are not zero, whichever is smaller.
+
+    Parameters
+    ----------
+    counts : ndarray
+    file : optional
+        Where they are written; None keeps them in memory.
+    """
+
+    def __init__(self, counts: np.ndarray, file: Any) -> None:
+        self.shape = counts.shape
+        flat = counts.reshape(-1).astype(np.uint8 if counts.max() < 256 else np.uint16)
+        self.dtype = flat.dtype
+        nonzero = np.count_nonzero(flat)
+        arrays = [flat]
+        if nonzero * SPARSE_BYTES <= flat.nbytes:
+            arrays = [np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)]
+            _compress(flat, *arrays)
+        self._parts = [_InMemory(a) if file is None else _InFile(a, file) for a in arrays]
+
+    def unpack_into(self, out: np.ndarray) -> None:
+        """Write to a zeroed array of the same shape."""
+        values = self._parts[0].load()
+        if len(self._parts) == 1:
+            out[...] = values.reshape(self.shape)
+        else:
+            out.reshape(-1)[self._parts[1].load()] = values
+
+
+class _InMemory:
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def load(self) -> np.ndarray:
+        return self._array
+
+
+class _InFile:
+    def __init__(self, array: np.ndarray, file: Any) -> None:
+        self._file, self._count, self._dtype = file, array.size, array.dtype
+        self._at = file.seek(0, 2)
+        file.write(array.data)
+
+    def load(self) -> np.ndarray:
+        array = np.empty(self._count, self._dtype)
+        self._file.seek(self._at)
+        self._file.readinto(array.data)
+        return array
+
+
+@nb.njit(cache=True, nogil=True)
+def _compress(flat, values, places):
+    n = 0
+    for i in range(flat.size):
+        if flat[i] != 0:
+            values[n] = flat[i]
+            places[n] = i
+            n += 1
