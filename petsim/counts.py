@@ -136,8 +136,9 @@ class _Packed:
         nonzero = np.count_nonzero(flat)
         arrays = [flat]
         if nonzero * SPARSE_BYTES <= flat.nbytes:
-            arrays = [np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)]
-            _compress(flat, *arrays)
+            values, places = np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)
+            _compress(flat, values, places)
+            arrays = [values, places]
         self._parts = [_InMemory(a) if file is None else _InFile(a, file) for a in arrays]
 
     def unpack_into(self, out: np.ndarray) -> None:
