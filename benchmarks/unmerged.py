@@ -1,10 +1,13 @@
-"""How long does the unmerged span-19 layout of the Quadra take, streamed?
+"""Time and peak memory of the unmerged span-19 layout of the Quadra, streamed.
 
-    python benchmarks/unmerged.py SOURCE [ITERATIONS]
+    python -m benchmarks.unmerged SOURCE [--iterations N] [--plain] [--fov-mm D]
 
-SOURCE is a PET DICOM folder or NIfTI file. Counts of all doses are drawn anew in every iteration.
+SOURCE is a PET DICOM folder or NIfTI file. Counts of all doses go to a temporary file where memory is too small for them.
+`--plain` leaves out TOF.
 """
 
+import argparse
+import dataclasses
 import resource
 import sys
 import time
@@ -12,30 +15,42 @@ import time
 from benchmarks.common import emit
 from data_recipes.contour import with_mu
 from data_recipes.readers.read import read_source
+from petsim.counts import storage
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import simulate_plan
+from petsim.simulation import SAMPLED_VIEWS, build_model, expected_total, simulate_plan
+
+BUDGET_BYTES = 8e9
 
 
 def main() -> None:
     """Run one subject and print the JSON line."""
-    source, iterations = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4
-    settings = SimulationSettings(preset="full", full_dose="source", iterations=iterations)
-    subject = with_mu(read_source(source))
-    plan = plan_subject(subject, settings)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source")
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--fov-mm", type=float)
+    args = parser.parse_args()
+    settings = SimulationSettings(preset="full", full_dose="source", iterations=args.iterations, fov_mm=args.fov_mm)
+    plan = plan_subject(with_mu(read_source(args.source)), settings)
+    if args.plain:
+        plan = dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, merge_tof=0, tof_bins=1))
+    layout = plan.layout
+    level = expected_total(build_model(plan, settings), layout.views // SAMPLED_VIEWS)
+    held = storage(plan, settings.ladder(), False, 1, level, BUDGET_BYTES)
     start = time.monotonic()
 
     def progress(what: str, fraction: float) -> None:
         print(f"{what} {fraction:.2f} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
-    result = simulate_plan(plan, settings, 8e9, progress=progress)
-    layout = plan.layout
+    result = simulate_plan(plan, settings, BUDGET_BYTES, progress=progress)
     seconds = time.monotonic() - start
-    emit("unmerged", {
+    emit("unmerged_plain" if args.plain else "unmerged", {
         "views": layout.views, "radials": layout.radials, "tof_bins": layout.tof_bins, "planes": layout.planes,
         "lors": layout.lors, "span": layout.span, "max_ring_difference": layout.max_ring_difference,
-        "doses": list(result.drfs), "image": list(plan.grid.shape), "iterations": iterations, "subsets": plan.preset.subsets,
-        "seconds": round(seconds, 1), "prompts": result.counts[0]["prompts"],
+        "doses": list(result.drfs), "image": list(plan.grid.shape), "iterations": args.iterations,
+        "subsets": plan.preset.subsets, "seconds": round(seconds, 1), "prompts": result.counts[0]["prompts"],
+        "counts_held_in": held.counts,
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
     })  # fmt: skip
 
