@@ -24,8 +24,16 @@ def joseph_lor(image, spacing_mm, origin_mm, start, end):
             continue
         point = start + t * delta
         index = [(point[a] - origin_mm[a]) / spacing_mm[a] for a in others]
-        base = [int(np.floor(v)) for v in index]
         total = 0.0
+        z_axis = others.index(2)
+        n = image.shape[2]
+        if not -0.5 <= index[z_axis] <= n - 0.5:
+            values.append(0.0)
+            positions.append((t - 0.5) * length)
+            continue
+        # Between the outermost centers and faces the image is constant axially.
+        index[z_axis] = min(max(index[z_axis], 0.0), n - 1.0)
+        base = [int(np.floor(v)) for v in index]
         for du in (0, 1):
             for dv in (0, 1):
                 u, v = base[0] + du, base[1] + dv

@@ -25,6 +25,11 @@ over the k crossed between g(0) and g(n - 1): the same weights as step by step, 
 With TOF, weights depend on (|ring difference|, step, bin) only: `plane_image` is sheared along the LORs and multiplied by
 the banded matrix of TOF weights.
 
+Interpolation would let an image fade out over the voxel beyond its last plane. The outermost planes are taken to reach
+their outer faces instead, and nothing lies beyond: in the zone between the last voxel center and one voxel on, at position
+g in (-1, 0) from it, `_edge_weight` is added to the interpolated plane's weight. LORs of a ring difference meet that zone at
+a few depths only, so that fading would not average out to the chord.
+
 The adjoint runs the transpose of the same loops in reverse. Everything here works on bare arrays prepared by
 `petsim.projectors.sinogram`.
 """
@@ -42,6 +47,9 @@ FORWARD_TASKS = 64
 
 ROUNDING = 1e-6
 """Error of the sums without TOF, as a fraction of the largest line integral of a (view, radial)."""
+
+FACE = -0.5 - 1e-6
+"""Position of the outer face of an image's outermost planes from their centers, in voxels: a LOR in the face is inside."""
 
 Z_PAD = 2
 """Zero voxels of every phase before and after each column of the padded image."""
@@ -220,12 +228,133 @@ def _single_plane(back, position, slope, count, pad, rows, scale, value):
 
 
 @nb.njit(cache=True, nogil=True)
+def _edge_planes(edge, position, slope, count, phases, nz, planes):
+    """Planes of a set that come within a voxel beyond the first (edge = 0) or last (1) plane of the image.
+
+    Returns their half-open range, and position, its change a plane and its change a step, all counted inwards from that
+    plane's center.
+    """
+    start, step, change = position, float(phases), slope
+    if edge == 1:
+        start, step, change = nz - 1 - position, -step, -slope
+    end = start + change * (count - 1)
+    low, high = min(start, end), max(start, end)
+    # low + step p < 0 and high + step p > -1
+    first, last = (-1.0 - high) / step, -low / step
+    if edge == 1:
+        first, last = last, first
+    return max(0, int(np.floor(first)) + 1), min(planes, int(np.ceil(last))), start, step, change
+
+
+@nb.njit(cache=True, nogil=True)
+def _edge_weight(g):
+    """What is added to the outermost plane's weight at position g inwards of its center: to 1 within half a voxel, else to 0."""
+    if g >= 0.0 or g <= -1.0:
+        return 0.0
+    return -g if g >= FACE else -1.0 - g
+
+
+@nb.njit(cache=True, nogil=True)
+def _edge_ranges(position, slope, steps, bounds):
+    """Steps at which a LOR lies in the two halves of the zone beyond an outermost plane.
+
+    Fills bounds[k] with the steps between which position + s slope lies in (-1, FACE) for k = 0 and [FACE, 0) for k = 1.
+    """
+    rising = slope > 0
+    at = bounds[2]
+    for k in range(3):
+        value = FACE if k == 1 else k / 2.0 - 1.0
+        if slope == 0.0:
+            at[k] = 0 if position >= value else steps
+        else:
+            t = min(max((value - position) / slope, -1.0), float(steps))
+            at[k] = int(np.ceil(t)) if rising else int(np.floor(t)) + 1
+        at[k] = min(max(at[k], 0), steps)
+    if rising or slope == 0.0:
+        bounds[0, 0], bounds[0, 1], bounds[1, 0], bounds[1, 1] = at[0], at[1], at[1], at[2]
+    else:
+        bounds[0, 0], bounds[0, 1], bounds[1, 0], bounds[1, 1] = at[1], at[0], at[2], at[1]
+
+
+@nb.njit(cache=True, nogil=True)
+def _edges_plain(back, sets, active, lines, steps, z_geometry, image, low, high, fraction, values, edge_sums):
+    """Add the outermost planes' extra weights to line integrals, or with `back` the transpose, from sums over steps."""
+    nz, phases = int(z_geometry[0]), int(z_geometry[3])
+    flat = image.reshape(-1)
+    bounds = np.zeros((3, 3), np.int64)
+    for edge in range(2):
+        k = 0 if edge == 0 else nz - 1
+        column = (k % phases) * image.shape[2] + Z_PAD + k // phases
+        ready = False
+        for n in range(sets.shape[0]):
+            if not active[n]:
+                continue
+            first, last, start, step, change = _edge_planes(edge, lines[n, 0], lines[n, 1], steps, phases, nz,
+                                                            int(sets[n, 2]))  # fmt: skip
+            if first >= last:
+                continue
+            if not ready:
+                ready = True
+                edge_sums[: steps + 1] = 0.0
+                if not back:
+                    for s in range(steps):
+                        a, b = flat[low[s] + column], flat[high[s] + column]
+                        p = a + fraction[s] * (b - a)
+                        edge_sums[s + 1, 0] = edge_sums[s, 0] + p
+                        edge_sums[s + 1, 1] = edge_sums[s, 1] + s * p
+            for plane in range(first, last):
+                position = start + step * plane
+                _edge_ranges(position, change, steps, bounds)
+                lane, scale = int(sets[n, 5]) + plane, lines[n, 2]
+                for half in range(2):
+                    s, end = bounds[half, 0], bounds[half, 1]
+                    if s >= end:
+                        continue
+                    constant = -scale * (position + 1.0 - half)
+                    if back:
+                        edge_sums[end, 0] += constant * values[lane]
+                        edge_sums[s, 0] -= constant * values[lane]
+                        edge_sums[end, 1] -= scale * change * values[lane]
+                        edge_sums[s, 1] += scale * change * values[lane]
+                    else:
+                        values[lane] += _F32(
+                            constant * (edge_sums[end, 0] - edge_sums[s, 0])
+                            - scale * change * (edge_sums[end, 1] - edge_sums[s, 1])
+                        )
+        if back and ready:
+            single, weighted = 0.0, 0.0
+            for s in range(steps - 1, -1, -1):
+                single += edge_sums[s + 1, 0]
+                weighted += edge_sums[s + 1, 1]
+                p = _F32(single + s * weighted)
+                flat[low[s] + column] += (_F32(1) - fraction[s]) * p
+                flat[high[s] + column] += fraction[s] * p
+
+
+@nb.njit(cache=True, nogil=True)
+def _edges_tof(back, lane, first_lane, last_lane, position, slope, count, phases, nz, planes, pad, rows, sheared):
+    """The same for a set's planes in a chunk of sheared rows, lanes first_lane to last_lane - 1."""
+    for edge in range(2):
+        first, last, start, step, change = _edge_planes(edge, position, slope, count, phases, nz, planes)
+        k = 0 if edge == 0 else nz - 1
+        phase, column = k % phases, pad + k // phases
+        for plane in range(max(first, first_lane - lane), min(last, last_lane - lane)):
+            at = lane + plane - first_lane
+            for s in range(count):
+                weight = _F32(_edge_weight(start + step * plane + s * change))
+                if back:
+                    rows[s, phase, column] += weight * sheared[s, at]
+                else:
+                    sheared[s, at] += weight * rows[s, phase, column]
+
+
+@nb.njit(cache=True, nogil=True)
 def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, fraction, values, work):
     """Without TOF: values[lane] = line integrals, or with `back` the transpose: adds the back projection to the image.
 
     A set with active[n] = False is left out.
     """
-    rows, offsets, coefs = work[0], work[1], work[2]
+    rows, offsets, coefs, edge_sums = work[0], work[1], work[2], work[-1]
     nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
     block, length, per_phase = rows.shape[0] - 3, rows.shape[2], image.shape[2]
     row, lanes = phases * length, per_phase - 2 * Z_PAD
@@ -270,6 +399,7 @@ def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, 
                 above = here + length if phase < phases - 1 else pad + 1
                 differentiate(image, near, far, share, count, phase * per_phase + Z_PAD, rows, here, below, above, row,
                               c_row + here, d_row + here, lanes)  # fmt: skip
+    _edges_plain(back, sets, active, lines, steps, z_geometry, image, low, high, fraction, values, edge_sums)
     if not back:
         _drop_rounding(values)
 
@@ -348,7 +478,9 @@ def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, 
 
     `step_along` is the distance of step 0 from the chord's middle and of one step to the next, in the transaxial plane.
     """
-    rows, _, _, sheared, before, weights, bin_steps, first_bin, last_bin, below, above, share, lane_rows, chunk_rows = work
+    rows, _, _, sheared, before, weights, bin_steps, first_bin, last_bin, below, above, share, lane_rows, chunk_rows, _ = (
+        work
+    )
     nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
     block, lanes, length, per_phase = rows.shape[0] - 3, values.shape[1], rows.shape[2], image.shape[2]
     along, step = step_along
@@ -394,11 +526,16 @@ def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, 
                         continue
                     _shear_offsets(position, slope, count, phases, pad, rows.shape, below, above, share)
                     at = lane + p - chunk
+                    planes = int(sets[k, 2])
                     if back:
+                        _edges_tof(True, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
+                                   sheared)  # fmt: skip
                         unshear(rows, p, below, above, share, count, sheared, at, CHUNK, p_last - p)
                     else:
                         _zero(sheared, count, done - chunk, at)
                         shear(sheared, at, CHUNK, rows, p, below, above, share, count, p_last - p)
+                        _edges_tof(False, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
+                                   sheared)  # fmt: skip
                         done = lane + p_last
                 if not back and done > chunk:
                     _zero(sheared, count, done - chunk, size)
@@ -549,6 +686,7 @@ def _make_scratch(geometry, sets, groups, z_geometry, tof, block):
         np.zeros(block, np.float32),
         np.arange(bins) * lanes,
         np.arange(block) * CHUNK,
+        np.zeros((steps + 1, 2)),
     )
     return (
         np.zeros(steps, np.int64),
