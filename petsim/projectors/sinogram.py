@@ -26,8 +26,8 @@ def _tof_cdf() -> np.ndarray:
 TOF_CDF = _tof_cdf()
 
 BLOCKS = (48, 32, 24, 16)
-"""Steps worked on at once: the most whose planes take no more than BLOCK_BYTES, to leave room in the L1 cache; more than 48
-would cost accuracy without TOF, whose error grows with the square."""
+"""Steps worked on at once: with TOF the most whose planes take no more than BLOCK_BYTES, to leave room in the L1 cache;
+without always 48, since more would cost accuracy (the error grows with the square)."""
 
 BLOCK_BYTES = 16384
 
@@ -92,7 +92,7 @@ class SinogramProjector:
         shortest = np.hypot(*np.moveaxis(self._ends[..., 2:] - self._ends[..., :2], -1, 0)).min()
         climb = np.abs(self._sets[:, 0]).max() / shortest * math.sqrt(2) * max(vx, vy) / vz / self.phases
         per_phase = -(-nz // self.phases)
-        for block in BLOCKS:
+        for block in BLOCKS if self.bins > 1 else BLOCKS[:1]:
             if (block + 3) * self.phases * per_phase * 4 <= BLOCK_BYTES:
                 break
         self._block = block
