@@ -248,7 +248,7 @@ def _edge_planes(edge, position, slope, count, phases, nz, planes):
 
 @nb.njit(cache=True, nogil=True)
 def _edge_weight(g):
-    """What is added to the outermost plane's weight at position g inwards of its center: to 1 within half a voxel, else to 0."""
+    """What is added to the outermost plane's weight at position g inwards of its center: to 1 up to the face, else to 0."""
     if g >= 0.0 or g <= -1.0:
         return 0.0
     return -g if g >= FACE else -1.0 - g

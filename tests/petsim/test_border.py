@@ -76,6 +76,7 @@ def test_planes_are_inside_to_the_outer_face(depth_mm):
     grid = Grid.centered((200, 200, 9), (2.0, 2.0, 2.0), (0.0, 0.0, float(rings[-1]) - depth_mm - 8.0))
     projector = SinogramProjector(layout, grid, center_mm=(0.0, 0.0, 0.0))
     values = projector.forward(np.ones(grid.shape, np.float32), VIEWS)[:, :, 0, -1]
-    inner = SinogramProjector(layout, dataclasses.replace(grid, origin_mm=(*grid.origin_mm[:2], float(rings[-1]) - 8.0)),
-                              center_mm=(0.0, 0.0, 0.0)).forward(np.ones(grid.shape, np.float32), VIEWS)[:, :, 0, -1]  # fmt: skip
+    around = dataclasses.replace(grid, origin_mm=(*grid.origin_mm[:2], float(rings[-1]) - 8.0))
+    projector = SinogramProjector(layout, around, center_mm=(0.0, 0.0, 0.0))
+    inner = projector.forward(np.ones(grid.shape, np.float32), VIEWS)[:, :, 0, -1]
     np.testing.assert_allclose(values, inner if depth_mm < 1 else 0 * inner, atol=1e-3)
