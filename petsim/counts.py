@@ -100,8 +100,8 @@ class CountStream:
             packed = self._held[group]
             wide = max((p.dtype for p in packed), key=lambda t: t.itemsize)
             counts = np.zeros((len(packed), *packed[0].shape), wide)
-            for p, out in zip(packed, counts, strict=True):
-                p.unpack_into(out)
+            for k, p in enumerate(packed):
+                p.unpack_into(counts[k])
             return counts
         expected = self._expected(views)
         counts = np.empty((len(self._ladder.drfs), *expected.shape), np.uint16)
