@@ -115,9 +115,9 @@ def load_subject(job: Job, request: Request) -> Subject:
 
     assert job.seed is not None
     scanner = load_scanner(request.settings.scanner)
-    uptake = scanner.protocol_uptake_s if options.uptake_s is None else options.uptake_s
+    uptake = scanner.given("protocol_uptake_s") if options.uptake_s is None else options.uptake_s
     if options.injected_mbq is None:
-        return whole_body(job.seed, mbq_per_kg=scanner.protocol_mbq_per_kg, uptake_s=uptake)
+        return whole_body(job.seed, mbq_per_kg=scanner.given("protocol_mbq_per_kg"), uptake_s=uptake)
     weight = whole_body(job.seed).injection.weight_kg
     assert weight is not None
     return whole_body(job.seed, mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)

@@ -112,16 +112,17 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
     outside = 1 - _inside_fraction(subject, center, fov)
     if outside > 0.005:
         warnings.append(f"{100 * outside:.1f} % of the activity lies outside the {fov:g} mm field of view and is lost")
-    fwhm = scanner.resolution_fwhm_mm
+    resolution: tuple[float, float, float] = scanner.given("resolution_fwhm_mm")
+    fwhm = resolution
     if subject.fwhm_mm is not None:
         x_mm, y_mm, z_mm = (math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(fwhm, subject.fwhm_mm, strict=True))
         fwhm = (x_mm, y_mm, z_mm)
-        if max(subject.fwhm_mm) > max(scanner.resolution_fwhm_mm):
+        if max(subject.fwhm_mm) > max(resolution):
             warnings.append(
                 f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
-                f"({max(scanner.resolution_fwhm_mm):.1f} mm); small structures stay as blurred as they came"
+                f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
             )
-    duration = settings.duration_s or subject.injection.duration_s or scanner.protocol_duration_s
+    duration = settings.duration_s or subject.injection.duration_s or scanner.given("protocol_duration_s")
     seconds = effective_seconds(isotope(subject.injection.isotope), duration)
     return Plan(subject, scanner, layout, preset, simulation_grid, grid, center, fov, duration, seconds, fwhm,
                 tuple(warnings))  # fmt: skip

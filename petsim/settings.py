@@ -18,11 +18,11 @@ class Preset:
     Parameters
     ----------
     merge_transaxial, merge_axial : int
-        Crystals merged into one.
+        Crystals merged into one, at most; `petsim.geometry.sinogram.preset_merges` says how many on which scanner.
     span : int
         Ring differences a segment, in merged rings.
     merge_tof : int
-        Finest TOF bins summed into one.
+        Finest TOF bins summed into one, at most.
     voxel_mm : float
         Transaxial voxel; the axial one is the merged ring pitch over the smallest integer that makes it no larger.
     simulation_voxel_mm : float

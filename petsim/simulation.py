@@ -248,7 +248,7 @@ class _Reconstructor:
         subject = plan.subject
         assert subject.mu_per_cm is not None
         self.mu_per_cm = resample(subject.mu_per_cm, subject.grid, plan.grid)
-        self.psf_mm = plan.scanner.resolution_fwhm_mm
+        self.psf_mm: tuple[float, float, float] = plan.scanner.given("resolution_fwhm_mm")
         self.inside = plain.support
         self.sensitivities = []
         for subset in range(plan.preset.subsets):
@@ -383,7 +383,7 @@ def _provenance(plan: Plan, settings: SimulationSettings, scale: float) -> dict[
                    "planes": layout.planes, "merged": merged},
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
-            "psf_fwhm_mm": list(plan.scanner.resolution_fwhm_mm), "post_filter_fwhm_mm": preset.filter_mm,
+            "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")), "post_filter_fwhm_mm": preset.filter_mm,
             "corrections": "true normalization; attenuation from the subject's mu-map on the reconstruction grid",
         },
         "forward": {

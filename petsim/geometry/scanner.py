@@ -7,12 +7,15 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 
 SPEED_OF_LIGHT_MM_PER_PS = 0.299792458
+
+CRYSTAL_MATERIALS = ("LSO", "LYSO", "BGO")
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,41 @@ class Scanner:
         crystals are spread evenly over a circle.
     axial_gap_mm : float
         What neighboring rings of two axial blocks are farther apart than `ring_spacing_mm`, where no virtual ring fills it.
-    radial_bins : int
-        Radial bins of the vendor's sinogram.
     crystal_size_mm : tuple
         Transaxial, axial and radial size of a crystal.
+    crystal_material : str
+        A key of `CRYSTAL_MATERIALS`.
     max_ring_difference : int
         Acceptance for which `sensitivity_cps_per_kbq` holds, in rings (virtual ones counted).
-    resolution_fwhm_mm : tuple
-        NEMA NU 2 resolution at 1 cm along x, y (mean of radial and tangential) and z.
-    sensitivity_cps_per_kbq : float
-        NEMA NU 2 sensitivity of a 70 cm line source at the center.
+    readout_block : tuple of int, optional
+        Crystals (transaxial, axial) that are read out together.
+    axial_fov_mm : float, optional
+        Published axial field of view; `axial_length_mm` is that of the rings.
+    radial_bins : int, optional
+        Radial bins of the vendor's sinogram.
+    energy_resolution : float, optional
+        Relative full width at half maximum at 511 keV.
+    energy_window_kev : tuple, optional
+        Lower and upper threshold.
+    coincidence_window_ns : float, optional
+        Full width: the largest difference of the two arrival times, counted in both directions.
     tof_fwhm_ps : float, optional
         Coincidence timing resolution; None for a scanner without TOF.
     tof_bin_ps, tof_bins : float and int, optional
         Finest TOF bin (time difference of the two photons) and the number of such bins.
-    protocol_mbq_per_kg, protocol_uptake_s, protocol_duration_s : float
+    resolution_fwhm_mm : tuple, optional
+        NEMA NU 2 resolution at 1 cm along x, y (mean of radial and tangential) and z.
+    sensitivity_cps_per_kbq : float, optional
+        NEMA NU 2 sensitivity of a 70 cm line source at the center.
+    scatter_fraction : float, optional
+        NEMA NU 2 scatter fraction, between 0 and 1.
+    peak_necr_kcps, peak_necr_kbqml : float, optional
+        Peak of the NEMA NU 2 noise equivalent count rate (70 cm phantom), and the activity concentration of the peak. None
+        as well where no peak was reached.
+    protocol_mbq_per_kg, protocol_uptake_s, protocol_duration_s : float, optional
         Clinical FDG protocol used where neither source nor user says otherwise.
     sources : dict
-        Citation by field name.
+        Citation by field name. A text that holds "not verified" or begins with "assumed" says so of its fields.
     """
 
     name: str
@@ -72,24 +92,29 @@ class Scanner:
     transaxial_block_real: int
     axial_block: int
     axial_block_real: int
-    radial_bins: int
     crystal_size_mm: tuple[float, float, float]
     crystal_material: str
     max_ring_difference: int
-    resolution_fwhm_mm: tuple[float, float, float]
-    energy_resolution: float
-    energy_window_kev: tuple[float, float]
-    coincidence_window_ns: float
-    sensitivity_cps_per_kbq: float
-    protocol_mbq_per_kg: float
-    protocol_uptake_s: float
-    protocol_duration_s: float
     view_offset_rad: float = 0.0
     transaxial_pitch_mm: float | None = None
     axial_gap_mm: float = 0.0
+    readout_block: tuple[int, int] | None = None
+    axial_fov_mm: float | None = None
+    radial_bins: int | None = None
+    energy_resolution: float | None = None
+    energy_window_kev: tuple[float, float] | None = None
+    coincidence_window_ns: float | None = None
     tof_fwhm_ps: float | None = None
     tof_bin_ps: float | None = None
     tof_bins: int | None = None
+    resolution_fwhm_mm: tuple[float, float, float] | None = None
+    sensitivity_cps_per_kbq: float | None = None
+    scatter_fraction: float | None = None
+    peak_necr_kcps: float | None = None
+    peak_necr_kbqml: float | None = None
+    protocol_mbq_per_kg: float | None = None
+    protocol_uptake_s: float | None = None
+    protocol_duration_s: float | None = None
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +135,32 @@ class Scanner:
             raise DataError(f"scanner {self.name}: max_ring_difference must be 0 to {self.rings - 1}")
         if (self.tof_fwhm_ps is None) != (self.tof_bin_ps is None) or (self.tof_bin_ps is None) != (self.tof_bins is None):
             raise DataError(f"scanner {self.name}: tof_fwhm_ps, tof_bin_ps and tof_bins go together")
+        if (self.peak_necr_kcps is None) != (self.peak_necr_kbqml is None):
+            raise DataError(f"scanner {self.name}: peak_necr_kcps and peak_necr_kbqml go together")
+        if self.scatter_fraction is not None and not 0 < self.scatter_fraction < 1:
+            raise DataError(f"scanner {self.name}: scatter_fraction must lie between 0 and 1, got {self.scatter_fraction:g}")
+        if self.energy_window_kev is not None and not 0 < self.energy_window_kev[0] < self.energy_window_kev[1]:
+            raise DataError(f"scanner {self.name}: energy_window_kev must be [lower, upper] thresholds in keV")
+        if self.crystal_material not in CRYSTAL_MATERIALS:
+            raise DataError(
+                f"scanner {self.name}: crystal_material '{self.crystal_material}' is not known; "
+                f"known are {', '.join(CRYSTAL_MATERIALS)}"
+            )
+
+    def given(self, field_name: str) -> Any:
+        """Value of an optional field, for code that cannot do without it; `DataError` where the file leaves it out."""
+        value = getattr(self, field_name)
+        if value is None:
+            raise DataError(
+                f"scanner {self.name}: its file has no {field_name}, which is needed here; "
+                f"add it to a copy of the file and give that as --scanner FILE.toml"
+            )
+        return value
+
+    def is_verified(self, field_name: str) -> bool:
+        """Whether the file gives a field, with a source that was read: neither "not verified" nor "assumed"."""
+        source = self.sources.get(field_name, "assumed")
+        return "not verified" not in source and not source.startswith("assumed")
 
     @property
     def radius_mm(self) -> float:

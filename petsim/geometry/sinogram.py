@@ -16,6 +16,12 @@ from petsim.settings import Preset
 TOF_SIGMAS = 3.0
 """The TOF kernel is cut at this many standard deviations and normalized to 1."""
 
+PRESET_TOF_BINS_PER_FWHM = 11.95
+"""Finest TOF bins in the timing resolution of the Vision 600 (214 ps / 17.9 ps), for which presets are made."""
+
+MERGED_RINGS_PER_FWHM = 3.8
+"""Largest axial size of merged crystals relative to the axial resolution: that of the Vision 600 in preset fast."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -88,10 +94,6 @@ class SinogramLayout:
         s = self.scanner
         if self.merge_transaxial < 1 or s.crystals_per_ring % self.merge_transaxial:
             raise UsageError(f"merge_transaxial {self.merge_transaxial} does not divide {s.crystals_per_ring} crystals")
-        if s.transaxial_pitch_mm is not None and s.transaxial_block % self.merge_transaxial:
-            raise UsageError(
-                f"merge_transaxial {self.merge_transaxial} does not divide a side of {s.transaxial_block} crystals"
-            )
         if not 1 <= self.merge_axial <= s.rings:
             raise UsageError(f"merge_axial must be 1 to {s.rings}, got {self.merge_axial}")
         if self.span < 1 or self.span % 2 == 0:
@@ -251,10 +253,12 @@ class SinogramLayout:
             for end, (crystals, sign) in enumerate(zip(self.crystal_pairs(int(view)), (1, -1), strict=True)):
                 if self.scanner.transaxial_pitch_mm is None:
                     # The middle of mashed views, in which both crystals advance by one a view.
-                    crystals = crystals[:1] + (self.mash - 1) / 2
-                place = (crystals + 0.5) * self.merge_transaxial
+                    place = (crystals[:1, :, None] + (self.mash - 1) / 2 + 0.5) * self.merge_transaxial
+                else:
+                    # Merged crystals may reach around a corner.
+                    place = crystals[..., None] * self.merge_transaxial + np.arange(self.merge_transaxial) + 0.5
                 xy = self.scanner.crystal_xy_mm(place, sign * shift * self.merge_transaxial)
-                ends[k, :, 2 * end : 2 * end + 2] = xy.mean(axis=0)
+                ends[k, :, 2 * end : 2 * end + 2] = xy.mean(axis=(0, 2))
         return ends
 
     def subset_views(self, subset: int, subsets: int) -> np.ndarray:
@@ -278,17 +282,42 @@ def radials_for(scanner: Scanner, merge_transaxial: int, fov_mm: float) -> int:
     return min(2 * half, (n // 2 if n % 2 else n) - 1)
 
 
+def preset_merges(scanner: Scanner, preset: Preset) -> tuple[int, int, int]:
+    """Crystals a ring, rings and finest TOF bins that a preset merges on a scanner.
+
+    As many as the preset names, which is made for the Vision 600, or fewer: transaxially the largest number that divides
+    the crystals a ring; axially and in TOF so many that merged ones are, relative to the scanner's resolution, about as
+    large as there.
+
+    Returns
+    -------
+    tuple of int
+        merge_transaxial, merge_axial, merge_tof; the last is 0 for a scanner without TOF.
+    """
+    transaxial = max(m for m in range(1, preset.merge_transaxial + 1) if scanner.crystals_per_ring % m == 0)
+    axial = min(preset.merge_axial, scanner.rings)
+    if scanner.resolution_fwhm_mm is not None:
+        alike = round(MERGED_RINGS_PER_FWHM * scanner.resolution_fwhm_mm[2] / scanner.ring_spacing_mm)
+        axial = max(1, min(axial, alike))
+    if scanner.tof_fwhm_ps is None or scanner.tof_bin_ps is None:
+        return transaxial, axial, 0
+    alike = round(preset.merge_tof * scanner.tof_fwhm_ps / scanner.tof_bin_ps / PRESET_TOF_BINS_PER_FWHM)
+    return transaxial, axial, max(1, min(preset.merge_tof, alike))
+
+
 def preset_layout(scanner: Scanner, preset: Preset, fov_mm: float) -> SinogramLayout:
     """Layout of a preset that covers a centered circle of diameter `fov_mm` and every accepted ring pair."""
+    transaxial, axial, tof = preset_merges(scanner, preset)
+    farthest = covering_ring_difference(scanner, axial)
     return SinogramLayout(
         scanner,
-        radials=radials_for(scanner, preset.merge_transaxial, fov_mm),
-        merge_transaxial=preset.merge_transaxial,
-        merge_axial=preset.merge_axial,
-        span=preset.span,
-        max_ring_difference=covering_ring_difference(scanner, preset.merge_axial),
-        merge_tof=preset.merge_tof if scanner.tof_bin_ps else 0,
-        tof_bins=tof_bins_for(scanner, preset.merge_tof, fov_mm, TOF_SIGMAS),
+        radials=radials_for(scanner, transaxial, fov_mm),
+        merge_transaxial=transaxial,
+        merge_axial=axial,
+        span=min(preset.span, 2 * farthest + 1),
+        max_ring_difference=farthest,
+        merge_tof=tof,
+        tof_bins=tof_bins_for(scanner, tof, fov_mm, TOF_SIGMAS),
     )
 
 

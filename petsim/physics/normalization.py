@@ -125,7 +125,13 @@ def counts_per_activity(scanner: Scanner, spread: float, seed: int = 0) -> float
     Returns
     -------
     float
+
+    Raises
+    ------
+    DataError
+        A scanner without a published sensitivity.
     """
+    sensitivity: float = scanner.given("sensitivity_cps_per_kbq")
     layout = SinogramLayout(
         scanner,
         radials=scanner.transaxial_block,
@@ -142,4 +148,4 @@ def counts_per_activity(scanner: Scanner, spread: float, seed: int = 0) -> float
     response = float((tilt * norm)[on_source].sum())
     # 1 kBq over the line, as Bq/mm; and mm^2 to mL/mm.
     cps_per_kbq = response / layout.radial_pitch_mm * (1000 / NEMA_LINE_MM) * 1000
-    return scanner.sensitivity_cps_per_kbq / cps_per_kbq
+    return sensitivity / cps_per_kbq
