@@ -1,9 +1,9 @@
 """The projectors of sinograms and list-mode events on a GPU: CUDA through CuPy, kernels in joseph.cu.
 
 Numbers agree with the CPU's to 1e-5 of a line integral. Forward projections are the same in every run. Back projections are
-not, bit for bit: float32 sums depend on the order of atomic additions. A plane adds to its line's tile in shared memory, a
-tile to the image once a voxel and step; so what a voxel sums in an order of chance are a few terms of every line through it
-(for list-mode, of every event through it), and repeated runs differ by about 1e-6 of the largest voxel.
+not, bit for bit: float32 sums depend on the order of atomic additions, and repeated runs agree to rounding only. Planes add
+to their line's tile in shared memory, tiles to the image once a voxel and step, so what a voxel sums in an order of chance
+are a few terms of every line through it (for list-mode, of every event through it).
 
 CuPy is imported when a projector is made, never before.
 """

@@ -1,8 +1,8 @@
 /* Joseph projection kernels (CUDA): sinograms, by planes that share a transaxial line, and list-mode events.
 
-   The maths are those of petsim/projectors/numba_sinogram.py, whose notation is kept: P[s, k] is the image interpolated across
-   a transaxial line at step s and axial voxel k, Q its second difference over k, C and D the single and double running sums
-   over steps.
+   The maths are those of petsim/projectors/numba_sinogram.py, whose notation is kept: P[s, k] is the image interpolated
+   across a transaxial line at step s and axial voxel k, Q its second difference over k, C and D the single and double
+   running sums over steps.
 
    Sinograms: a block works on one (view, radial), in tiles of steps whose P, or sums of it, fit its shared memory. Threads
    work on voxels k while a tile is filled, on planes while it is used, and on voxels again when it is added to the back
@@ -13,9 +13,9 @@
    List-mode: a thread works on one event, through the images of all doses that it belongs to.
 
    Precision: values are float. A position of a few hundred voxels would lose the last digits of its fraction as a float, and
-   double arithmetic is 32 to 64 times slower on consumer devices. Doubles therefore set up a line only, and positions along it
-   are fixed-point numbers: 64-bit integers in units of 2^-32 voxel, whose upper half is the voxel. Their sums are exact, and
-   they need no conversion between floats and integers, which is slow too.
+   double arithmetic is 32 to 64 times slower on consumer devices. Doubles therefore set up a line only, and positions along
+   it are fixed-point numbers: 64-bit integers in units of 2^-32 voxel, whose upper half is the voxel. Their sums are exact,
+   and they need no conversion between floats and integers, which is slow too.
 
    Everything that a linear operator reads or adds to goes through `term`, in the same code for both directions, so that
    one is the transpose of the other.
@@ -97,7 +97,7 @@ enum {
 
 enum { FORWARD, BACK, EM };
 
-static const float ROUNDING = 3e-6f;  // of the sums without TOF, as a fraction of a line's largest value; seen up to 2e-6
+constexpr float ROUNDING = 3e-6f;  // of the sums without TOF, as a fraction of a line's largest value; seen up to 2e-6
 
 /* One term of a linear operator: weight x cell, or for the transpose, weight x value added to the cell. */
 DEVICE float term(bool transpose, float *cell, float weight, float value)
@@ -108,11 +108,13 @@ DEVICE float term(bool transpose, float *cell, float weight, float value)
     return 0.0f;
 }
 
-DEVICE long long fixed(double voxels) { return (long long)(voxels * 4294967296.0); }
+constexpr long long VOXEL = 4294967296LL;  // in the units of positions
 
-/* From the center of an image's outermost planes to their outer faces, up to which they reach: a LOR in the face is inside. */
-static const long long VOXEL = 4294967296LL, FACE = -2147487943LL;  // -(0.5 + 1e-6) voxels
-static const double FACE_VOXELS = -0.500001;
+/* From the center of an image's outermost planes to their outer faces, up to which they reach; a LOR in a face is inside. */
+constexpr double FACE_VOXELS = -0.5 - 1e-6;
+constexpr long long FACE = (long long)(FACE_VOXELS * VOXEL);
+
+DEVICE long long fixed(double voxels) { return (long long)(voxels * VOXEL); }
 
 DEVICE int voxel_of(long long position) { return (int)(position >> 32); }
 
@@ -122,10 +124,10 @@ DEVICE float unit_float(unsigned fraction) { return BITS_TO_FLOAT(0x3f800000u | 
 DEVICE float fraction_of(long long position) { return unit_float((unsigned)position); }
 
 /* A direct conversion is as slow as double arithmetic. Small negative numbers come out as 0. */
-DEVICE float to_float(long long i) { return (float)(int)(i >> 32) * 4294967296.0f + (float)(unsigned)i; }
+DEVICE float to_float(long long i) { return (float)(int)(i >> 32) * VOXEL + (float)(unsigned)i; }
 
-/* A float sum that keeps what rounding takes (Kahan, doi 10.1145/363707.363723). A double sum of n terms in plain floats would
-   be off by n^2 roundings of one. */
+/* A float sum that keeps what rounding takes (Kahan, doi 10.1145/363707.363723). Plain, the double sums of a tile would be
+   several times less accurate. */
 struct Sum {
     float value, rest;
 };
@@ -211,7 +213,7 @@ struct Step {
     float low_weight, high_weight;
 };
 
-/* A distance along a line as a share of its chord: units of 2^-SHARE_BITS, and the rest in units of 2^-SHARE_BITS of those. */
+/* A distance along a line as a share of its chord: units of 2^-SHARE_BITS, and what is left in units of 2^-SHARE_BITS each. */
 struct Share {
     int high, low;
 };
@@ -314,7 +316,7 @@ DEVICE float plane_sum(bool transpose, float *rows, int tile, int count, int nz,
     const int begin = voxel_of(ray.start), last = voxel_of(end);
     const bool rising = ray.slope >= 0;
     const long long speed = rising ? ray.slope : -ray.slope;
-    const float weight = to_float(speed) * (1.0f / 4294967296.0f), slope = rising ? weight : -weight;
+    const float weight = to_float(speed) * (1.0f / VOXEL), slope = rising ? weight : -weight;
     float sum = 0.0f;
     if (last >= -1 && last < nz) {
         const float u = fraction_of(end) + slope;
@@ -329,9 +331,9 @@ DEVICE float plane_sum(bool transpose, float *rows, int tile, int count, int nz,
     if (low > high)
         return sum;
     const int nearest = rising ? low : high;
-    const long long distance = nearest * 4294967296LL - ray.start;
+    const long long distance = nearest * VOXEL - ray.start;
     unsigned time = time_to_climb(rising ? distance : -distance, speed);
-    const unsigned interval = low < high ? time_to_climb(4294967296LL, speed) : 0;
+    const unsigned interval = low < high ? time_to_climb(VOXEL, speed) : 0;
     float *column = rows + nearest + 1;
     for (int n = low; n <= high; ++n) {
         float *cell = column + (int)(time >> STEP_BITS) * row;
@@ -348,7 +350,7 @@ DEVICE float plane_sum(bool transpose, float *rows, int tile, int count, int nz,
    interpolation would let the image fade: to 1 up to the face, else to 0. */
 DEVICE float edge_weight(long long inwards)
 {
-    return (inwards >= FACE ? to_float(-inwards) : -to_float(inwards + VOXEL)) * (1.0f / 4294967296.0f);
+    return (inwards >= FACE ? to_float(-inwards) : -to_float(inwards + VOXEL)) * (1.0f / VOXEL);
 }
 
 /* Sum of these weights times the two outermost planes over a tile's steps, or the transpose. `edges` holds P there. */
@@ -513,7 +515,7 @@ DEVICE void shear(bool transpose, const Sinogram &g, float *rows, const Tile &ti
     UNROLL
     for (int m = 0; m < LANES; ++m) {
         const int plane = g.lanes[m * g.items + item];
-        const Ray outside = {-2 * 4294967296LL, 0, 1.0f}, ray = plane < 0 ? outside : ray_of(g, plane, tile);
+        const Ray outside = {-2 * VOXEL, 0, 1.0f}, ray = plane < 0 ? outside : ray_of(g, plane, tile);
         long long position = ray.start;
         UNROLL
         for (int s = 0; s < STEPS; ++s) {
@@ -637,7 +639,7 @@ KERNEL(sinogram_tof_back, Sinogram) { project_tof(true, g); }
 /* An event's samples: positions in fixed-point voxels at the first step, and their changes a step. */
 struct Path {
     int count;
-    int voxel, stride, across;  // flat index of the first step's row and column 0; its change a step; from one row to the next
+    int voxel, stride, across;  // flat index at the first step, row 0 and z 0; its change a step; from one row to the next
     long long other, other_slope, z, z_slope;
     float bin, bin_slope, half_bin;  // place of the TOF bin's middle as seen from the sample, and half its width, in cuts
     float length_mm;                 // of a step
@@ -681,7 +683,8 @@ DEVICE Path path_of(const Listmode &g, long long event)
 /* Line integrals along a path through some doses' images, or the transpose. */
 DEVICE void follow(bool transpose, const Listmode &g, const Path &path, float *images, int doses, float values[DOSES])
 {
-    const long long cells = (long long)(g.grid.shape[0] + 2 * PAD) * (g.grid.shape[1] + 2 * PAD) * (g.grid.shape[2] + 2 * PAD);
+    const int *shape = g.grid.shape;
+    const long long cells = (long long)(shape[0] + 2 * PAD) * (shape[1] + 2 * PAD) * (shape[2] + 2 * PAD);
     long long other = path.other, z = path.z;
     float sums[DOSES] = {};
     for (int s = 0; s < path.count; ++s) {
