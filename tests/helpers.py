@@ -9,14 +9,14 @@ from scipy.special import erf
 def joseph_lor(image, spacing_mm, origin_mm, start, end):
     """Samples of Joseph's method along one LOR, one loop and no symmetry.
 
-    Returns (values, positions): step length x bilinear value at every plane of the principal axis (float64), and their
-    signed distance from the LOR's middle in mm. Samples outside the image are zero.
+    Returns (values, positions): step length x bilinear value at every plane of the principal transaxial axis (float64), and
+    their signed distance from the LOR's middle in mm. Samples outside the image are zero.
     """
     start, end = np.asarray(start, float), np.asarray(end, float)
     delta = end - start
     length = np.linalg.norm(delta)
-    axis = int(np.argmax(np.abs(delta)))
-    others = [a for a in range(3) if a != axis]
+    axis = int(np.argmax(np.abs(delta[:2])))
+    others = [1 - axis, 2]
     values, positions = [], []
     for i in range(image.shape[axis]):
         t = (origin_mm[axis] + i * spacing_mm[axis] - start[axis]) / delta[axis]
@@ -25,14 +25,13 @@ def joseph_lor(image, spacing_mm, origin_mm, start, end):
         point = start + t * delta
         index = [(point[a] - origin_mm[a]) / spacing_mm[a] for a in others]
         total = 0.0
-        z_axis = others.index(2)
         n = image.shape[2]
-        if not -0.5 <= index[z_axis] <= n - 0.5:
+        if not -0.5 <= index[1] <= n - 0.5:
             values.append(0.0)
             positions.append((t - 0.5) * length)
             continue
         # Between the outermost centers and faces the image is constant axially.
-        index[z_axis] = min(max(index[z_axis], 0.0), n - 1.0)
+        index[1] = min(max(index[1], 0.0), n - 1.0)
         base = [int(np.floor(v)) for v in index]
         for du in (0, 1):
             for dv in (0, 1):

@@ -213,7 +213,7 @@ struct Step {
     float low_weight, high_weight;
 };
 
-/* A distance along a line as a share of its chord: units of 2^-SHARE_BITS, and what is left in units of 2^-SHARE_BITS each. */
+/* A distance along a line as a share of its chord: in 2^-SHARE_BITS of it, and what is left in 2^-SHARE_BITS of those. */
 struct Share {
     int high, low;
 };

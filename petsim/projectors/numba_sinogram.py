@@ -45,7 +45,7 @@ CHUNK = 64
 FORWARD_TASKS = 64
 """Forward projection is cut into this many tasks, enough to keep the cores of a large machine busy."""
 
-ROUNDING = 1e-6
+ROUNDING = 3e-6
 """Error of the sums without TOF, as a fraction of the largest line integral of a (view, radial)."""
 
 FACE = -0.5 - 1e-6
