@@ -77,7 +77,7 @@ class Plan:
         fine = math.prod(self.simulation_grid.shape)
         return (
             350e6
-            + view * (3 + doses)
+            + view * (3 + 2 * doses)
             + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )

@@ -206,5 +206,7 @@ class SinogramProjector:
 
     def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
         _, ends = self._views(views)
+        # One type of data, since the kernels take 13 s to compile for each.
+        data = np.ascontiguousarray(data, np.float32)
         kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
-                             self._tof, TOF_CDF, self._block, images, np.ascontiguousarray(data), sums)  # fmt: skip
+                             self._tof, TOF_CDF, self._block, images, data, sums)  # fmt: skip
