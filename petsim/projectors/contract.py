@@ -8,6 +8,18 @@ from data_recipes.grid import Grid
 from petsim.geometry.sinogram import SinogramLayout
 
 
+def support_mask(grid: Grid, center_mm: tuple[float, float, float] | None, support_mm: float | None) -> np.ndarray:
+    """bool, broadcasts to the grid's shape: voxels whose centers lie within `support_mm` of the scanner's axis.
+
+    The axis passes through `center_mm` (None: the middle of the grid); without a radius every voxel counts.
+    """
+    if not support_mm:
+        return np.ones((1, 1, 1), bool)
+    center = grid.center_mm if center_mm is None else center_mm
+    x, y = (grid.origin_mm[axis] - center[axis] + grid.spacing_mm[axis] * np.arange(grid.shape[axis]) for axis in range(2))
+    return (np.hypot(x[:, None], y[None, :]) < support_mm)[:, :, None]
+
+
 class SinogramOperator(Protocol):
     """Linear operator from an image on a grid to the sinogram of a layout, with its exact adjoint.
 

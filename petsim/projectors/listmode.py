@@ -9,6 +9,7 @@ from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS
 from petsim.projectors import numba_listmode as kernels
+from petsim.projectors.contract import support_mask
 
 PARTS = 4
 """Back projections are summed in this many fixed parts, whatever the number of threads."""
@@ -141,7 +142,8 @@ class ListmodeProjector:
     """Line integrals (mm x image unit) along the LORs of list-mode events, and the exact adjoint.
 
     Joseph's method with steps along the transaxial axis that a LOR follows most closely; samples outside the image are
-    zero. With TOF an event's integral is weighted by the kernel's share in its bin. An event can belong to several doses
+    zero, but its outermost planes reach to their outer faces.
+    With TOF an event's integral is weighted by the kernel's share in its bin. An event can belong to several doses
     of a nested ladder, which have an image each: it is projected through the images of its doses only.
 
     Parameters
@@ -195,10 +197,7 @@ class ListmodeProjector:
 
         center = grid.center_mm if center_mm is None else center_mm
         x0, y0, z0 = (o - c for o, c in zip(grid.origin_mm, center, strict=True))
-        self.support = np.ones((1, 1, 1), bool)
-        if support_mm:
-            x, y = x0 + grid.spacing_mm[0] * np.arange(grid.shape[0]), y0 + grid.spacing_mm[1] * np.arange(grid.shape[1])
-            self.support = (np.hypot(x[:, None], y[None, :]) < support_mm)[:, :, None]
+        self.support = support_mask(grid, center_mm, support_mm)
         self._padded_shape = tuple(n + 2 * kernels.PAD for n in grid.shape)
         self._space = kernels.Space(
             shape=np.array(grid.shape, np.int64),

@@ -5,12 +5,10 @@ a pair one by one, which takes nearly twice as long. Arrays are contiguous: valu
 Nothing is checked.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from petsim.projectors.rows import vector_loop
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
 _PAIR = ir.VectorType(_FLOAT, 2)
@@ -18,11 +16,6 @@ _ZERO = ir.Constant(_PAIR, [0.0, 0.0])
 
 SUMS = 4
 """Independent sums: a single one would wait for each addition."""
-
-
-def _vector_loop(build: Callable) -> Any:
-    """`intrinsic`, whose functions are called without their first argument; that is beyond type checkers."""
-    return intrinsic(build)
 
 
 def _pointers(context, builder, signature, args):
@@ -51,7 +44,7 @@ def _fma(builder, x, y, z):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v2f32"), [x, y, z])
 
 
-@_vector_loop
+@vector_loop
 def sum_pairs(typingctx, values, place, weights, count):
     """Sum over s < count of weights[2 s] values[place[s]] + weights[2 s + 1] values[place[s] + 1]."""
     signature = types.float32(values, place, weights, types.intp)
@@ -83,7 +76,7 @@ def sum_pairs(typingctx, values, place, weights, count):
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def spread_pairs(typingctx, values, place, weights, count, factor):
     """Transpose of `sum_pairs`: adds factor x weights to the values."""
     signature = types.void(values, place, weights, types.intp, types.float32)

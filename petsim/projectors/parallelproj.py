@@ -19,6 +19,7 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
+from petsim.projectors.contract import support_mask
 
 LIBRARY_VARIABLE = "PETSIM_PARALLELPROJ_LIB"
 """Environment variable with the path of a C library (libparallelproj.so or libparallelproj_c.so)."""
@@ -220,7 +221,8 @@ def _centered(bins: np.ndarray, tof: Tof) -> np.ndarray:
 class ParallelprojProjector:
     """`SinogramProjector` with parallelproj's kernels: same arguments, methods, units and order of data.
 
-    They differ in what the kernels do: 2.x leaves weight out at the image border, where ours fades over one voxel; steps
+    They differ in what the kernels do: 2.x leaves weight out at the image border, and 1.x lets the image fade over one voxel
+    beyond its outermost planes, where ours reach to their outer faces; steps
     follow z where a LOR climbs more than it runs along x or y; TOF weights are cut and normalized by bins; and TOF back
     projection skips LORs whose bins sum to exactly 0. Sums depend on the order of atomic additions, so repeated back
     projections agree to rounding only.
@@ -252,9 +254,7 @@ class ParallelprojProjector:
         center = grid.center_mm if center_mm is None else center_mm
         self._origin = np.subtract(grid.origin_mm, center).astype(np.float32)
         self._voxel = np.array(grid.spacing_mm, np.float32)
-        x, y = (grid.axis_mm(axis) - center[axis] for axis in range(2))
-        inside = (np.hypot(x[:, None], y) < self.support_mm)[:, :, None]
-        self.support = inside if support_mm else np.ones((1, 1, 1), bool)
+        self.support = support_mask(grid, center_mm, support_mm)
         self._z = layout.plane_z_mm(shift[1])
         self._tof = Tof(layout.tof_bin_mm, layout.tof_sigma_mm, TOF_SIGMAS, self.bins) if tof and layout.is_tof else None
 

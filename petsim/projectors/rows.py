@@ -26,7 +26,7 @@ COMBINE_TILES = ((16, 4, 2), (16, 2, 4), (16, 1, 4), (8, 1, 4), (1, 1, 4))
 LONG_TILES = ((16, 4), (16, 2), (16, 1), (8, 1), (1, 1))
 
 
-def _vector_loop(build: Callable) -> Any:
+def vector_loop(build: Callable) -> Any:
     """`intrinsic`, whose functions are called without their first argument; that is beyond type checkers."""
     return intrinsic(build)
 
@@ -109,7 +109,7 @@ def _tiled(builder, lanes, tiles, emit):
         builder.position_at_end(blocks[2])
 
 
-@_vector_loop
+@vector_loop
 def combine(typingctx, out, at, buffer, base, offsets, coefs, first, stride, terms, lanes, add):
     """out[at + p] = (out[at + p] if add) + sum of coefs[first + t stride] x buffer[base + offsets[t] + p].
 
@@ -158,7 +158,7 @@ def combine(typingctx, out, at, buffer, base, offsets, coefs, first, stride, ter
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def spread(typingctx, buffer, base, offsets, coefs, terms, values, at, lanes):
     """buffer[base + offsets[t] + p] += coefs[t] x values[at + p]; the transpose of `combine`."""
     signature = types.void(buffer, types.intp, offsets, coefs, types.intp, values, types.intp, types.intp)
@@ -185,7 +185,7 @@ def spread(typingctx, buffer, base, offsets, coefs, terms, values, at, lanes):
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def shear(typingctx, out, at, out_stride, buffer, base, low, high, fraction, rows, lanes):
     """out[at + r out_stride + p] = (1 - fraction[r]) buffer[base + low[r] + p] + fraction[r] buffer[base + high[r] + p]."""
     signature = types.void(out, types.intp, types.intp, buffer, types.intp, low, high, fraction, types.intp, types.intp)
@@ -213,7 +213,7 @@ def shear(typingctx, out, at, out_stride, buffer, base, low, high, fraction, row
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def unshear(typingctx, buffer, base, low, high, fraction, rows, values, at, value_stride, lanes):
     """Transpose of `shear`: adds to the buffer."""
     signature = types.void(
@@ -247,7 +247,7 @@ def unshear(typingctx, buffer, base, low, high, fraction, rows, values, at, valu
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def integrate(typingctx, image, low, high, fraction, count, at, below, above, rows, row_at, row, c_at, d_at, lanes):
     """Running sums over `count` steps of an image interpolated across a line, and of its second difference.
 
@@ -292,7 +292,7 @@ def integrate(typingctx, image, low, high, fraction, count, at, below, above, ro
     return signature, codegen
 
 
-@_vector_loop
+@vector_loop
 def differentiate(typingctx, image, low, high, fraction, count, at, rows, here, below, above, row, c_at, d_at, lanes):
     """Transpose of `integrate` for one phase: adds to the image.
 

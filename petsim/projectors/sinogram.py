@@ -9,6 +9,7 @@ from scipy.special import ndtr
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
 from petsim.projectors import numba_sinogram as kernels
+from petsim.projectors.contract import support_mask
 from petsim.projectors.planes import plane_sets
 
 
@@ -42,7 +43,8 @@ class SinogramProjector:
     """Line integrals (mm x image unit) along the LORs of a layout, and the exact adjoint.
 
     Joseph's method with steps along the transaxial axis that a LOR follows most closely; samples outside the image are
-    zero. The grid must be centered on the scanner's axis transaxially in scanner coordinates, which are the grid's
+    zero, but its outermost planes reach to their outer faces.
+    The grid must be centered on the scanner's axis transaxially in scanner coordinates, which are the grid's
     millimeters less `center_mm`.
 
     Parameters
@@ -64,7 +66,6 @@ class SinogramProjector:
     ----------
     support : ndarray
         bool, broadcasts to the grid's shape: voxels that count.
-
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class SinogramProjector:
         vx, vy, vz = grid.spacing_mm
         self._geometry = np.array([nx, ny, vx, vy, origin[0], origin[1]])
         self._sets, self._groups, self.phases = plane_sets(layout.plane_z_mm(shift[1]), vz)
-        self.support = self._support_mask(origin) if support_mm else np.ones((1, 1, 1), bool)
+        self.support = support_mask(grid, center_mm, support_mm)
 
         # Voxels (of one phase) that a LOR can climb from one step to the next, and over a block of steps.
         self._ends = layout.transaxial_ends(np.arange(layout.views), shift[0])
@@ -103,12 +104,6 @@ class SinogramProjector:
             self._tof = np.array([layout.tof_bins, layout.tof_bin_mm, TOF_SIGMAS * layout.tof_sigma_mm])
         else:
             self._tof = np.array([1.0, 0.0, 0.0])
-
-    def _support_mask(self, origin: list[float]) -> np.ndarray:
-        """bool (x, y, 1): voxel centers within the support."""
-        x = origin[0] + self.grid.spacing_mm[0] * np.arange(self.grid.shape[0])
-        y = origin[1] + self.grid.spacing_mm[1] * np.arange(self.grid.shape[1])
-        return (np.hypot(x[:, None], y[None, :]) < self.support_mm)[:, :, None]
 
     def _padded(self, image: np.ndarray) -> np.ndarray:
         """Image in the kernels' order: one zero voxel around (x, y), z split by phase."""
