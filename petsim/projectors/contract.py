@@ -61,8 +61,10 @@ class SinogramOperator(Protocol):
         """Add the back projection of data (n, views, radial, tof, plane)."""
         ...
 
-    def add_em_back(self, sums: Any, views: np.ndarray, data: np.ndarray, prepared: Any) -> None:
-        """Add the back projection of data / forward(image), bins where nothing is expected left out."""
+    def add_em_back(
+        self, sums: Any, views: np.ndarray, data: np.ndarray, prepared: Any, background: np.ndarray | None = None
+    ) -> None:
+        """Add the back projection of data / (forward(image) + background), bins where nothing is expected left out."""
         ...
 
     def image_of(self, sums: Any) -> np.ndarray:

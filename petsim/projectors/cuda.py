@@ -294,13 +294,16 @@ class CudaProjector:
         data : array
             (n, views, radial, tof, plane), float32 or unsigned integers.
         """
-        self._back(sums, views, data, None)
+        self._back(sums, views, data, None, None)
 
-    def add_em_back(self, sums: Any, views: np.ndarray, data: Any, prepared: Any) -> None:
-        """Add the back projection of data / forward(image), bins where nothing is expected left out."""
-        self._back(sums, views, data, prepared)
+    def add_em_back(self, sums: Any, views: np.ndarray, data: Any, prepared: Any, background: Any = None) -> None:
+        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
 
-    def _back(self, sums: Any, views: np.ndarray, data: Any, prepared: Any) -> None:
+        `background` is float32 of the shape of `data`.
+        """
+        self._back(sums, views, data, prepared, background)
+
+    def _back(self, sums: Any, views: np.ndarray, data: Any, prepared: Any, background: Any) -> None:
         xp = cuda().xp
         lines, data = self._lines(views), _taken(data)
         expected = (len(sums), *self.data_shape(len(views)))
@@ -308,10 +311,13 @@ class CudaProjector:
             raise ValueError(f"data have shape {tuple(data.shape)}, expected {expected}")
         for m, values in enumerate(data):
             rows = values.reshape(len(lines), self.bins, self.layout.planes)
+            more = None if background is None else background[m].reshape(rows.shape)
             for chunk in self._chunks(len(lines)):
                 arrays = {"data": xp.ascontiguousarray(xp.asarray(rows[chunk]), np.float32)}
                 if prepared is not None:
                     arrays["expected"] = self._project(prepared[m], lines[chunk])
+                    if more is not None:
+                        arrays["expected"] += xp.asarray(more[chunk])
                 self._launch("back", lines[chunk], back=sums[m], **arrays)
 
 

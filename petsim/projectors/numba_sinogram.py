@@ -586,6 +586,21 @@ def _write(data, sets, values):
                 out[p] = row[p]
 
 
+@nb.njit(cache=True, nogil=True)
+def _add_background(background, sets, values):
+    """Add planes to lanes, for all bins of a line."""
+    for n in range(sets.shape[0]):
+        planes, start, stride, lane = int(sets[n, 2]), int(sets[n, 3]), int(sets[n, 4]), int(sets[n, 5])
+        for b in range(background.shape[0]):
+            row = values[b, lane : lane + planes]
+            if stride == 1:
+                more = background[b, start : start + planes]
+            else:
+                more = background[b, start : start + (planes - 1) * stride + 1 : stride]
+            for p in range(planes):
+                row[p] += more[p]
+
+
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
 def _ratio(values, expected):
     """values = values / expected where something is expected, else 0."""
@@ -611,14 +626,15 @@ FORWARD, ADJOINT, EM = 0, 1, 2
 
 
 @nb.njit(cache=True, nogil=True)
-def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, image, data, back, scratch):
+def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, image, data, background, back,
+                  scratch):  # fmt: skip
     """Project all planes and TOF bins of one (view, radial).
 
     Parameters
     ----------
     mode : int
         FORWARD writes `data`; ADJOINT adds the back projection of `data` to `back`; EM adds that of
-        data / forward(image).
+        data / (forward(image) + background).
     sets : float64 (n, 7)
         Plane sets with one ring difference, whose planes lie `phases` voxels apart: axial distance of the two ends in
         mm (z2 - z1), z of the first plane at the middle of the LOR in mm, planes, first index and stride in the
@@ -627,7 +643,7 @@ def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, to
         Runs of sets with one |z2 - z1|: first and last + 1 set, first and last + 1 lane.
     z_geometry : (voxels, voxel size, z of the first, phases, pad)
     image, back : (x y, phase, z) padded by one transaxial voxel and Z_PAD axial ones
-    data : (bins, planes)
+    data, background : (bins, planes); `background` with no bins where there is none
     scratch : arrays of `_make_scratch`
     """
     low, high, fraction, values, expected, active, group_active, lines, work = scratch
@@ -660,6 +676,7 @@ def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, to
         if mode == FORWARD:
             _write(data, sets, expected)
         elif mode == EM and direction == 0:
+            _add_background(background, sets, expected)
             _ratio(values, expected)
 
 
@@ -710,12 +727,15 @@ def forward(ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, bloc
         for line in range(task, views * radials, FORWARD_TASKS):
             v, r = line // radials, line % radials
             _project_line(FORWARD, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, image,
-                          data[v, r], image, scratch)  # fmt: skip
+                          data[v, r], data[v, r, :0], image, scratch)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, images, data, backs):
+def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, images, data, background,
+                 backs):  # fmt: skip
     """Add the (EM) back projection of `data` (images, views, radials, bins, planes) to `backs`.
+
+    `background` is like `data`, or has no bins where there is none.
 
     `backs` is (images, parts, ...): radial bin r always goes to part r % parts, whatever the number of threads and however
     views are cut into calls, so that sums are bit for bit the same.
@@ -727,4 +747,4 @@ def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof
         for v in range(views):
             for r in range(part, radials, parts):
                 _project_line(mode, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, images[m],
-                              data[m, v, r], backs[m, part], scratch)  # fmt: skip
+                              data[m, v, r], background[m, v, r], backs[m, part], scratch)  # fmt: skip

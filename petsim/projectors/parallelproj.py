@@ -359,11 +359,19 @@ class ParallelprojProjector:
             for image, row in zip(sums, rows, strict=True):
                 self._add_back(image, start, end, self._values(row[chunk]))
 
-    def add_em_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray) -> None:
-        """Add the back projection of data / forward(image), bins where nothing is expected left out."""
+    def add_em_back(
+        self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray, background: np.ndarray | None = None
+    ) -> None:
+        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
+
+        `background` is float32 of the shape of `data`.
+        """
         rows = data.reshape(len(data), -1, *data.shape[3:])
+        more = None if background is None else background.reshape(rows.shape)
         for chunk, start, end in self._chunks(views):
-            for image, row, estimate in zip(sums, rows, prepared, strict=True):
+            for m, (image, row, estimate) in enumerate(zip(sums, rows, prepared, strict=True)):
                 expected = self._forward(estimate, start, end)
+                if more is not None:
+                    expected += self._values(more[m, chunk])
                 ratio = np.divide(self._values(row[chunk]), expected, out=np.zeros_like(expected), where=expected > 0)
                 self._add_back(image, start, end, ratio)

@@ -193,15 +193,26 @@ class SinogramProjector:
         data : ndarray
             (n, views, radial, tof, plane), float32 or unsigned integers.
         """
-        self._back(kernels.ADJOINT, sums, views, data, sums[:, 0])
+        self._back(kernels.ADJOINT, sums, views, data, sums[:, 0], None)
 
-    def add_em_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray) -> None:
-        """Add the back projection of data / forward(image), bins where nothing is expected left out."""
-        self._back(kernels.EM, sums, views, data, prepared)
+    def add_em_back(
+        self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray, background: np.ndarray | None = None
+    ) -> None:
+        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
 
-    def _back(self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray) -> None:
+        `background` is float32 of the shape of `data`.
+        """
+        self._back(kernels.EM, sums, views, data, prepared, background)
+
+    def _back(
+        self, mode: int, sums: np.ndarray, views: np.ndarray, data: np.ndarray, images: np.ndarray,
+        background: np.ndarray | None,
+    ) -> None:  # fmt: skip
         _, ends = self._views(views)
         # One type of data, since the kernels take 13 s to compile for each.
         data = np.ascontiguousarray(data, np.float32)
+        if background is None:
+            background = np.empty((*data.shape[:3], 0, data.shape[4]), np.float32)
+        background = np.ascontiguousarray(background, np.float32)
         kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
-                             self._tof, TOF_CDF, self._block, images, data, sums)  # fmt: skip
+                             self._tof, TOF_CDF, self._block, images, data, background, sums)  # fmt: skip

@@ -255,10 +255,11 @@ def test_em_back_projection_is_numbas(gpu, monkeypatch, dtype, tof):
     # Counts as images let one expect: where next to nothing is expected, a ratio magnifies rounding.
     counts = np.stack([rng.poisson(cpu.forward(image, views) / 20) for image in images[::-1]]).astype(dtype)
     assert np.count_nonzero(counts) > 0.1 * counts.size
+    background = None if dtype is np.uint8 else rng.random(counts.shape).astype(np.float32)
     wanted, sums = cpu.new_sums(2), ours.new_sums(3)
-    cpu.add_em_back(wanted, views, counts, cpu.prepare(images))
-    ours.add_em_back(sums[1:], views, counts, ours.prepare(images))
-    ours.add_em_back(sums[1:], views, np.zeros_like(counts), ours.prepare(images))
+    cpu.add_em_back(wanted, views, counts, cpu.prepare(images), background)
+    ours.add_em_back(sums[1:], views, counts, ours.prepare(images), background)
+    ours.add_em_back(sums[1:], views, np.zeros_like(counts), ours.prepare(images), background)
     wanted, backs = cpu.image_of(wanted), ours.image_of(sums)
     assert isinstance(backs, np.ndarray) and backs.dtype == np.float32
     np.testing.assert_array_equal(backs[0], 0)

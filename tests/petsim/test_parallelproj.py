@@ -161,13 +161,16 @@ def test_em_back_projection_is_that_of_the_ratio(library, tof):
     views = np.arange(projector.layout.views)
     images = rng.random((2, *projector.grid.shape)).astype(np.float32)
     counts = rng.poisson(0.3, (2, *projector.data_shape(len(views)))).astype(np.float32)
-    sums = projector.new_sums(2)
-    projector.add_em_back(sums, views, counts, projector.prepare(images))
-    for image, count, back in zip(images, counts, projector.image_of(sums), strict=True):
-        expected = projector.forward(image)
-        assert (expected == 0).any()
-        wanted = projector.adjoint(np.divide(count, expected, out=np.zeros_like(count), where=expected > 0))
-        np.testing.assert_allclose(back, wanted, atol=1e-4 * wanted.max())
+    more = rng.random(counts.shape).astype(np.float32)
+    for background in (None, more):
+        sums = projector.new_sums(2)
+        projector.add_em_back(sums, views, counts, projector.prepare(images), background)
+        for k, (image, count, back) in enumerate(zip(images, counts, projector.image_of(sums), strict=True)):
+            expected = projector.forward(image)
+            assert (expected == 0).any()
+            expected = expected if background is None else expected + background[k]
+            wanted = projector.adjoint(np.divide(count, expected, out=np.zeros_like(count), where=expected > 0))
+            np.testing.assert_allclose(back, wanted, atol=1e-4 * wanted.max())
 
 
 def test_has_the_supports_and_methods_of_ours(library):

@@ -272,16 +272,18 @@ def test_sums_do_not_depend_on_how_views_are_cut():
     np.testing.assert_array_equal(whole, pieces)
 
 
-def test_em_back_projection_is_that_of_the_ratio():
+@pytest.mark.parametrize("level", [0.0, 3.0])
+def test_em_back_projection_is_that_of_the_ratio(level):
     projector = build("tiny", {"span": 3, "max_ring_difference": 4, "merge_tof": 4}, 2)
     rng = np.random.default_rng(0)
     views = np.arange(projector.layout.views)
     images = rng.random((2, *projector.grid.shape)).astype(np.float32)
     counts = rng.poisson(0.3, (2, *projector.data_shape(len(views)))).astype(np.float32)
+    background = (level * rng.random(counts.shape)).astype(np.float32)
     sums = projector.new_sums(2)
-    projector.add_em_back(sums, views, counts, projector.prepare(images))
-    for image, count, back in zip(images, counts, projector.image_of(sums), strict=True):
-        expected = projector.forward(image)
+    projector.add_em_back(sums, views, counts, projector.prepare(images), background if level else None)
+    for image, count, more, back in zip(images, counts, background, projector.image_of(sums), strict=True):
+        expected = projector.forward(image) + more
         ratio = np.divide(count, expected, out=np.zeros_like(count), where=expected > 0)
         wanted = projector.adjoint(ratio)
         np.testing.assert_allclose(back, wanted, atol=1e-4 * wanted.max())
