@@ -1,5 +1,7 @@
 """Names of tracers and isotopes as files write them."""
 
+from dataclasses import replace
+
 from data_recipes.errors import DataError
 from data_recipes.isotopes import Isotope, isotope
 
@@ -72,7 +74,7 @@ def resolve_isotope(name: str, half_life_s: float | None) -> Isotope | None:
         return known
     if not _same(known.half_life_s, half_life_s):
         raise DataError(f"the half-life is {half_life_s:g} s but {known.name} has {known.half_life_s:g} s; repair it")
-    return Isotope(known.name, half_life_s, known.branching)
+    return replace(known, half_life_s=half_life_s)
 
 
 def _same(one: float, other: float) -> bool:

@@ -233,7 +233,7 @@ class SinogramLayout:
         d = 2 * t - (middle - (middle - v) % 2)
         return ((v + d) // 2) % n, ((v - d) // 2) % n
 
-    def transaxial_ends(self, views: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    def transaxial_ends(self, views: np.ndarray, shift: float = 0.0, depth_mm: float = 0.0) -> np.ndarray:
         """Transaxial end points of the LORs of some views.
 
         Parameters
@@ -242,6 +242,9 @@ class SinogramLayout:
         shift : float
             Parallel shift of the LORs as a fraction of a merged crystal's pitch: one end moves by +shift along the ring,
             the other by -shift.
+        depth_mm : float
+            Both ends move outward by this much along the axes of their crystals, which shifts a LOR sideways in proportion
+            to its distance from the center.
 
         Returns
         -------
@@ -258,8 +261,18 @@ class SinogramLayout:
                     # Merged crystals may reach around a corner.
                     place = crystals[..., None] * self.merge_transaxial + np.arange(self.merge_transaxial) + 0.5
                 xy = self.scanner.crystal_xy_mm(place, sign * shift * self.merge_transaxial)
+                if depth_mm:
+                    xy += depth_mm * self._crystal_axes(place)
                 ends[k, :, 2 * end : 2 * end + 2] = xy.mean(axis=(0, 2))
         return ends
+
+    def _crystal_axes(self, place: np.ndarray) -> np.ndarray:
+        """Unit vectors (..., 2) along crystals, outward: radial on a round scanner, across the side on a polygonal one."""
+        s = self.scanner
+        if s.transaxial_pitch_mm is not None:
+            place = (np.floor(place / s.transaxial_block) + 0.5) * s.transaxial_block
+        angle = place * (2 * math.pi / s.crystals_per_ring) + s.view_offset_rad
+        return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
     def subset_views(self, subset: int, subsets: int) -> np.ndarray:
         """Views of an ordered subset: every `subsets`-th one."""
