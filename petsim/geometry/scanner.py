@@ -16,6 +16,7 @@ from data_recipes.errors import DataError, UsageError
 SPEED_OF_LIGHT_MM_PER_PS = 0.299792458
 
 CRYSTAL_MATERIALS = ("LSO", "LYSO", "BGO")
+PHOTOSENSORS = ("SiPM", "PMT", "APD")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Scanner:
         Acceptance for which `sensitivity_cps_per_kbq` holds, in rings (virtual ones counted).
     readout_block : tuple of int, optional
         Crystals (transaxial, axial) that are read out together.
+    energy_block : tuple of int, optional
+        Crystals (transaxial, axial) whose energies are added before the window is applied; None: those of
+        `readout_block`.
+    photosensor : str, optional
+        A key of `PHOTOSENSORS`.
     axial_fov_mm : float, optional
         Published axial field of view; `axial_length_mm` is that of the rings.
     radial_bins : int, optional
@@ -99,6 +105,8 @@ class Scanner:
     transaxial_pitch_mm: float | None = None
     axial_gap_mm: float = 0.0
     readout_block: tuple[int, int] | None = None
+    energy_block: tuple[int, int] | None = None
+    photosensor: str | None = None
     axial_fov_mm: float | None = None
     radial_bins: int | None = None
     energy_resolution: float | None = None
@@ -145,6 +153,10 @@ class Scanner:
             raise DataError(
                 f"scanner {self.name}: crystal_material '{self.crystal_material}' is not known; "
                 f"known are {', '.join(CRYSTAL_MATERIALS)}"
+            )
+        if self.photosensor is not None and self.photosensor not in PHOTOSENSORS:
+            raise DataError(
+                f"scanner {self.name}: photosensor '{self.photosensor}' is not known; known are {', '.join(PHOTOSENSORS)}"
             )
 
     def given(self, field_name: str) -> Any:
