@@ -29,14 +29,15 @@ direction; assumed (edges lose light and scattered photons). With a spread of 5 
 def efficiency_components(scanner: Scanner, spread: float, seed: int = 0) -> dict[str, np.ndarray]:
     """Factors of the efficiency of every crystal, each of mean 1 over real crystals.
 
-    "crystal" is log-normal, so never negative. "block_transaxial" and "block_axial" fall by a parabola from the middle of a
-    readout block to its outermost crystals, by `BLOCK_DROP` x `spread`. A spread of 0 stands for perfect detectors.
+    "block_transaxial" and "block_axial" fall by a parabola from the middle of a readout block to its outermost crystals, by
+    `BLOCK_DROP` x `spread`. "crystal" is log-normal, so never negative, and as wide as makes the product's relative standard
+    deviation `spread`. A spread of 0 stands for perfect detectors.
 
     Parameters
     ----------
     scanner : Scanner
     spread : float
-        Relative standard deviation over crystals.
+        Relative standard deviation over real crystals.
     seed : int
         Which scanner of the series it is.
 
@@ -47,12 +48,14 @@ def efficiency_components(scanner: Scanner, spread: float, seed: int = 0) -> dic
     """
     rng = np.random.Generator(np.random.Philox(seed))
     shape = (scanner.crystals_per_ring, scanner.rings)
-    around, along = _places(scanner)
     real = _is_real(scanner)
+    transaxial, axial = (1 - BLOCK_DROP * spread * place**2 for place in _places(scanner))
+    blocks = np.outer(transaxial, axial)[real]
+    left = (1 + spread**2) / (1 + blocks.var() / blocks.mean() ** 2)
     parts = {
-        "crystal": np.exp(rng.normal(0.0, spread, shape)),
-        "block_transaxial": np.broadcast_to((1 - BLOCK_DROP * spread * around**2)[:, None], shape),
-        "block_axial": np.broadcast_to((1 - BLOCK_DROP * spread * along**2)[None, :], shape),
+        "crystal": np.exp(rng.normal(0.0, math.sqrt(math.log(max(left, 1.0))), shape)),
+        "block_transaxial": np.broadcast_to(transaxial[:, None], shape),
+        "block_axial": np.broadcast_to(axial[None, :], shape),
     }
     return {name: part / part[real].mean() for name, part in parts.items()}
 
@@ -64,7 +67,7 @@ def crystal_efficiencies(scanner: Scanner, spread: float, seed: int = 0) -> np.n
     ----------
     scanner : Scanner
     spread : float
-        Relative standard deviation over crystals.
+        Relative standard deviation over real crystals.
     seed : int
         Which scanner of the series it is.
 
