@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
-from data_recipes.hounsfield import hu_to_mu
+from data_recipes.hounsfield import hu_to_mu, remove_table
 from data_recipes.readers.nifti import load_volume
 from data_recipes.readers.series import number, read_series, text
 from data_recipes.resample import resample
@@ -223,7 +223,7 @@ def read_mu(path: str | Path, grid: Grid) -> np.ndarray:
     return _on_grid(mu, own, grid, file.name)
 
 
-def read_ct(path: str | Path, grid: Grid, *, kvp: float | None = None) -> np.ndarray:
+def read_ct(path: str | Path, grid: Grid, *, kvp: float | None = None, without_table: bool = False) -> np.ndarray:
     """A CT as a mu-map at 511 keV on the subject's grid.
 
     Parameters
@@ -234,6 +234,8 @@ def read_ct(path: str | Path, grid: Grid, *, kvp: float | None = None) -> np.nda
         Of the subject.
     kvp : float, optional
         Tube voltage in kV; needed for NIfTI, wins over the tag KVP of a series.
+    without_table : bool
+        Leave out all but the body, see `data_recipes.hounsfield.remove_table`.
 
     Returns
     -------
@@ -245,21 +247,32 @@ def read_ct(path: str | Path, grid: Grid, *, kvp: float | None = None) -> np.nda
     UsageError
         For a NIfTI without `kvp`.
     DataError
-        As `read_series` and `hu_to_mu` raise; for a series without KVP, values that are not HU, or no overlap with
-        the subject.
+        As `read_series`, `hu_to_mu` and `remove_table` raise; for a series without KVP, values that are not HU, or no
+        overlap with the subject.
     """
     source = Path(path)
     if source.is_dir():
-        return _ct_series(source, grid, kvp)
+        hu, own, kvp, where = _ct_series(source, kvp)
+    else:
+        hu, own, kvp, where = _ct_volume(source, kvp)
+    if without_table:
+        try:
+            hu = remove_table(hu)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+    return _on_grid(hu_to_mu(hu, kvp), own, grid, where)
+
+
+def _ct_volume(source: Path, kvp: float | None) -> tuple[np.ndarray, Grid, float, str]:
     hu, own, _ = load_volume(source)
     if not np.isfinite(hu).all() or hu.max() - hu.min() < 10:
         raise DataError(f"{source.name}: not a CT in HU (values from {hu.min():g} to {hu.max():g}); give HU")
     if kvp is None:
         raise UsageError(f"--ct-kvp: {source.name} is NIfTI and has no tube voltage; give it in kV, such as 120")
-    return _on_grid(hu_to_mu(hu, kvp), own, grid, source.name)
+    return hu, own, kvp, source.name
 
 
-def _ct_series(folder: Path, grid: Grid, kvp: float | None) -> np.ndarray:
+def _ct_series(folder: Path, kvp: float | None) -> tuple[np.ndarray, Grid, float, str]:
     with disable_value_validation():
         series = read_series(folder, "CT")
         first = series.slices[0]
@@ -269,11 +282,11 @@ def _ct_series(folder: Path, grid: Grid, kvp: float | None) -> np.ndarray:
         raise DataError(f"{first.file}: RescaleType is {rescaled}, not HU; give a CT in HU")
     if not voltage:
         raise DataError(f"{first.file}: tag KVP is missing, so that HU cannot become 1/cm; give --ct-kvp")
-    return _on_grid(hu_to_mu(series.values, voltage), series.grid, grid, first.file)
+    return series.values, series.grid, voltage, first.file
 
 
 def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | None = None,
-            kvp: float | None = None) -> Subject:  # fmt: skip
+            kvp: float | None = None, without_table: bool = False) -> Subject:  # fmt: skip
     """The subject with attenuation: from a mu-map file, a CT, what it has already, or else its own PET.
 
     Parameters
@@ -286,6 +299,8 @@ def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | 
         NIfTI in 1/cm.
     kvp : float, optional
         Tube voltage of the CT in kV.
+    without_table : bool
+        Leave out couch and all else but the body from the CT.
 
     Returns
     -------
@@ -304,9 +319,15 @@ def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | 
         raise UsageError("--ct, --mu: both were given; leave one out")
     if ct is None and kvp is not None:
         raise UsageError("--ct-kvp: there is no --ct that it belongs to; leave it out")
+    if ct is None and without_table:
+        raise UsageError("--ct-remove-table: there is no --ct that it belongs to; leave it out")
     if ct is not None or mu is not None:
         source = "given" if mu is not None else "ct"
-        values = read_mu(mu, subject.grid) if mu is not None else read_ct(str(ct), subject.grid, kvp=kvp)
+        values = (
+            read_mu(mu, subject.grid)
+            if mu is not None
+            else read_ct(str(ct), subject.grid, kvp=kvp, without_table=without_table)
+        )
         outside = float(subject.activity_bqml[values == 0].sum(dtype=np.float64))
         share = outside / float(subject.activity_bqml.sum(dtype=np.float64))
         warning = f"{share:.0%} of the activity lies where the mu-map is 0: it may cover a part of the body only"

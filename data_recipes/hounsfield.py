@@ -1,6 +1,7 @@
 """From CT numbers to attenuation at 511 keV."""
 
 import numpy as np
+from scipy import ndimage
 
 from data_recipes.errors import DataError
 
@@ -14,6 +15,10 @@ _CARNEY = {
     140: (5.64e-5, 4.08e-2, 30.0),
 }
 _WATER_SLOPE = 9.6e-5
+
+AIR_HU = -1000.0
+BODY_HU = -300.0
+"""What is denser than this can be body: skin and fat are, mattress foam and lungs are not."""
 
 
 def hu_to_mu(hu: np.ndarray, kvp: float) -> np.ndarray:
@@ -55,3 +60,37 @@ def hu_to_mu(hu: np.ndarray, kvp: float) -> np.ndarray:
     density = np.asarray(hu, np.float32) + np.float32(1000.0)
     mu = np.where(density <= break_hu + 1000.0, _WATER_SLOPE * density, a * density + b)
     return np.clip(mu, 0.0, None).astype(np.float32)
+
+
+def remove_table(hu: np.ndarray) -> np.ndarray:
+    """A CT without couch, blankets and tubes: only the largest connected body, with what it encloses, is kept.
+
+    The body is the largest group of voxels above -300 HU that share faces; lungs and bowel gas are the holes that it has in
+    transverse slices. Everything else becomes air. So does a body part that nothing joins to the rest in the image, such
+    as arms whose shoulders lie outside; and a couch that the body touches without foam between stays.
+
+    Parameters
+    ----------
+    hu : ndarray
+        CT numbers in HU, (x, y, z).
+
+    Returns
+    -------
+    ndarray
+        Same type: -1000 HU outside the body.
+
+    Raises
+    ------
+    DataError
+        When nothing lies above -300 HU.
+    """
+    dense = np.asarray(hu) > BODY_HU
+    parts = np.zeros(dense.shape, np.int32)
+    if not ndimage.label(dense, output=parts):
+        raise DataError(f"the CT has no voxel above {BODY_HU:g} HU, so that no body is found in it; check that it is in HU")
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    body = parts == sizes.argmax()
+    for z in range(body.shape[2]):
+        body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
+    return np.where(body, hu, np.asarray(AIR_HU, hu.dtype))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_recipes.errors import DataError
+
 MASS_ATTENUATION_CM2_PER_G = 0.096
 
 _ATLAS = "doi 10.1007/s11307-006-0075-y"
@@ -111,3 +113,46 @@ def urine_suv(excreted_fraction: float, volume_ml: float, weight_kg: float) -> f
     """SUV of bladder urine that holds `excreted_fraction` of the injected activity, kept within 5 to 30."""
     tissue = TISSUES["bladder"]
     return float(np.clip(excreted_fraction * weight_kg * 1e3 / volume_ml, tissue.low, tissue.high))
+
+
+# Names of labels that stand for several tissues.
+_TISSUE_OF_LABEL = {
+    "outside": "air", "airway": "air", "background": "body", "lungs": "lung", "brain": "brain_gray", "bowel": "small_bowel",
+}  # fmt: skip
+_SOFT = "body"
+
+
+def mu_from_labels(labels: np.ndarray, names: dict[int, str]) -> np.ndarray:
+    """A mu-map from organ labels, by the table of tissues.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Integers, any shape.
+    names : dict
+        Label value to organ: a name in `TISSUES`, "outside", "airway", "background", "lungs", "brain" or "bowel". A lesion
+        ("lesion_3_bone") counts as marrow in bone, else as soft tissue.
+
+    Returns
+    -------
+    ndarray
+        float32 in 1/cm, same shape.
+
+    Raises
+    ------
+    DataError
+        A label without a name, or a name without a tissue.
+    """
+    present = [int(value) for value in np.unique(labels)]
+    table = np.zeros(max(present) + 1, np.float32)
+    for value in present:
+        name = "outside" if value == 0 else names.get(value)
+        if name is None:
+            raise DataError(f"label {value} has no name, so that its attenuation is not known; name it or give a mu-map")
+        if name.startswith("lesion_"):
+            name = "marrow" if name.endswith("_bone") else _SOFT
+        tissue = _TISSUE_OF_LABEL.get(name, name)
+        if tissue not in TISSUES:
+            raise DataError(f"label {value}: no attenuation is known for '{name}'; known are {', '.join(TISSUES)}")
+        table[value] = TISSUES[tissue].mu_per_cm
+    return table[labels]

@@ -171,6 +171,8 @@ def test_maps_that_do_not_belong_are_refused(tmp_path):
             read_mu(write(tmp_path / "wrong.nii", np.full((3, 3, 3), wrong), (5, 5, 5), (0, 0, 0)), SMALL)
     with pytest.raises(UsageError, match="--ct, --mu"):
         with_mu(subject(SMALL), ct=far, mu=far)
+    with pytest.raises(UsageError, match="--ct-remove-table: there is no --ct"):
+        with_mu(subject(SMALL), without_table=True)
     with pytest.raises(UsageError, match="--ct-kvp"):
         with_mu(subject(SMALL), kvp=120)
 
@@ -190,10 +192,24 @@ def test_ct_series_becomes_mu_by_its_voltage(tmp_path):
     for ds in slices:
         del ds.KVP
     folder = write_series(tmp_path / "nokvp", slices)
-    with pytest.raises(DataError, match=r"^slice00.dcm: tag KVP"):
+    with pytest.raises(DataError, match=r"^slice00.dcm: tag KVP is missing[^\n]+--ct-kvp$"):
         read_ct(folder, grid)
     with pytest.raises(DataError, match="Modality is 'CT' where PT is needed"):
         read_source(folder)
+
+
+def test_the_couch_is_left_out_of_a_ct_where_asked(tmp_path):
+    hu = np.full((12, 12, 4), -1000.0)
+    hu[2:10, 4:11] = 20
+    hu[:, 1:3] = 100
+    path = write(tmp_path / "ct.nii", hu, (4.0, 4.0, 4.0), (0, 0, 0))
+    grid = Grid(hu.shape, (4.0, 4.0, 4.0), (0.0, 0.0, 0.0))
+    whole, body = (read_ct(path, grid, kvp=120, without_table=flag) for flag in (False, True))
+    assert whole[5, 1, 1] > 0.1 and np.all(body[:, :3] == 0)
+    np.testing.assert_array_equal(body[:, 3:], whole[:, 3:])
+    assert with_mu(subject(grid), ct=path, kvp=120, without_table=True).mu_per_cm[5, 1, 1] == 0
+    with pytest.raises(DataError, match=r"^air.nii: the CT has no voxel above"):
+        read_ct(write(tmp_path / "air.nii", hu - 1200, (4, 4, 4), (0, 0, 0)), grid, kvp=120, without_table=True)
 
 
 def test_nifti_ct_needs_a_voltage(tmp_path):
