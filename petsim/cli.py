@@ -143,12 +143,31 @@ class Scanners:
     """Last line on standard output is one JSON object."""
 
 
+@dataclass(frozen=True)
+class Nema:
+    """Measure a scanner on the virtual NEMA NU 2 bench, beside its published figures."""
+
+    scanner: str = "biograph_vision_quadra"
+    """Scanner, see `petsim scanners`, or a TOML file."""
+    test: Literal["sensitivity", "scatter", "count-rate", "all"] = "all"
+    """What is measured."""
+    decays: int | None = None
+    """Simulated annihilations a test. Default: enough for 1 % or half a percentage point."""
+    seed: int = 0
+    """Seed of the simulation."""
+    out: str | None = None
+    """Folder for curves (CSV) and pictures (PNG)."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
 Command = Annotated[
     Annotated[MakeDataset, subcommand("make-dataset")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
-    | Annotated[Scanners, subcommand("scanners")],
+    | Annotated[Scanners, subcommand("scanners")]
+    | Annotated[Nema, subcommand("nema")],
     FlagCreatePairsOff,
     OmitArgPrefixes,
     arg(name=""),
@@ -212,6 +231,8 @@ def _run(command: Any) -> dict[str, Any]:
         return _report(command)
     if isinstance(command, Export):
         return _export(command)
+    if isinstance(command, Nema):
+        return _nema(command)
     return _scanners(command)
 
 
@@ -334,6 +355,21 @@ def _export(command: Export) -> dict[str, Any]:
     files = export_nifti(Path(command.dataset), Path(command.out), command.unit)
     print(f"{len(files)} files in {command.out}")
     return {"files": files}
+
+
+def _nema(command: Nema) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.geometry.scanner import load_scanner
+    from petsim.nema import TESTS, as_json, run_tests, table
+
+    scanner = load_scanner(command.scanner)
+    tests = list(TESTS) if command.test == "all" else [command.test]
+    out = None if command.out is None else Path(command.out)
+    figures = run_tests(scanner, tests, command.decays, command.seed, out)
+    print(f"{scanner.name}: {scanner.title}")
+    print(table(figures))
+    return as_json(scanner, figures)
 
 
 def _scanners(command: Scanners) -> dict[str, Any]:

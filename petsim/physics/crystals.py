@@ -1,8 +1,8 @@
 """A photon in the crystals: the ring's geometry, transport, and what its readout blocks measure.
 
 Every real crystal is a box on a flat side of the ring; reflectors between crystals, wedges between sides, virtual
-crystals and axial gaps stop nothing. Photons move by Woodcock tracking (Woodcock et al., ANL-7050, 1965), with photoelectric absorption
-and Klein-Nishina scattering, and may cross the bore. Energy is summed over the crystals that share a readout.
+crystals and axial gaps stop nothing. Photons move by Woodcock tracking (Woodcock et al., ANL-7050, 1965), with photoelectric
+absorption and Klein-Nishina scattering, and may cross the bore. Energy is summed over the crystals that share a readout.
 """
 
 import math

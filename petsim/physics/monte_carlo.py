@@ -16,7 +16,7 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
-from petsim.geometry.scanner import Scanner
+from petsim.geometry.scanner import SPEED_OF_LIGHT_MM_PER_PS, Scanner
 from petsim.philox import stream_key
 from petsim.physics.crystals import (
     MOST_DEPOSITS,
@@ -386,28 +386,33 @@ class Lutetium:
     triggers : float
         Readout blocks above `petsim.physics.crystals.TRIGGER_KEV`, per decay.
     coincidences : float
-        Pairs of blocks inside the window and the maximum ring difference, neighbors included, per decay: an upper bound of
-        what is recorded.
+        Pairs of blocks inside the energy window, the maximum ring difference and the field of view, per decay, whatever
+        their times.
+    prompt : float
+        Those of them whose crystals are near enough to fall into the coincidence window as well.
     """
 
     decays_per_s: float
     singles: float
     triggers: float
     coincidences: float
+    prompt: float
 
 
 @lru_cache(maxsize=32)
-def lutetium(scanner: Scanner, decays: int = 200_000) -> Lutetium:
+def lutetium(scanner: Scanner, decays: int = 200_000, fov_radius_mm: float = math.inf) -> Lutetium:
     """Background of 176Lu: an electron (593 keV at most) and a cascade of 307, 202 and 88 keV, all in one decay.
 
-    Emission probabilities after conversion: 93.6 %, 78 % and 14.5 % (nuclear data as used by Alva-Sanchez et al., Sci
-    Rep 2018;8:17310, doi 10.1038/s41598-018-35684-x). Conversion electrons stay where they are.
+    The transitions emit a photon in 93.6 %, 78 % and 14.5 % of the decays (nuclear data as used by Alva-Sanchez et al., Sci
+    Rep 2018;8:17310, doi 10.1038/s41598-018-35684-x), else an electron that stays where it is.
 
     Parameters
     ----------
     scanner : Scanner
     decays : int
         Simulated, with a fixed seed.
+    fov_radius_mm : float
+        Largest distance of accepted LORs from the axis; infinite: every pair of blocks, neighbors included.
 
     Returns
     -------
@@ -416,18 +421,19 @@ def lutetium(scanner: Scanner, decays: int = 200_000) -> Lutetium:
     """
     per_cm3 = LUTETIUM_BQ_CM3[scanner.crystal_material]
     if per_cm3 == 0:
-        return Lutetium(0.0, 0.0, 0.0, 0.0)
+        return Lutetium(0.0, 0.0, 0.0, 0.0, 0.0)
     real = int(scanner.transaxial_is_real().sum()) * int(scanner.ring_is_real().sum())
     rate = per_cm3 * real * math.prod(scanner.crystal_size_mm) * 1e-3
     low, high = scanner.given("energy_window_kev")
     key = np.uint64(stream_key("lutetium")).astype(np.int64)
-    sums = np.zeros((64, 3))
+    reach_mm = SPEED_OF_LIGHT_MM_PER_PS * 1e3 * scanner.given("coincidence_window_ns") / 2
+    sums = np.zeros((64, 4))
     gammas = np.array(_LUTETIUM_GAMMAS)
     each = -(-decays // len(sums))
-    args = (gammas, _beta_quantiles(), key, low, high, scanner.max_ring_difference, each)
-    _lutetium(crystal_ring(scanner), *args, sums)
-    singles, triggers, coincidences = sums.sum(axis=0) / (each * len(sums))
-    return Lutetium(rate, float(singles), float(triggers), float(coincidences))
+    limits = (low, high, scanner.max_ring_difference, min(fov_radius_mm, 1e6), reach_mm)
+    _lutetium(crystal_ring(scanner), gammas, _beta_quantiles(), key, *limits, each, sums)
+    singles, triggers, coincidences, prompt = (float(s) for s in sums.sum(axis=0) / (each * len(sums)))
+    return Lutetium(rate, singles, triggers, coincidences, prompt)
 
 
 @lru_cache(maxsize=1)
@@ -443,14 +449,14 @@ def _beta_quantiles() -> np.ndarray:
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def _lutetium(ring, gammas, betas, key, low, high, most_rings, decays, sums):
+def _lutetium(ring, gammas, betas, key, low, high, most_rings, fov, reach, decays, sums):
     for part in nb.prange(sums.shape[0]):
         random = np.zeros(8, np.int64)
         photon = np.zeros(8)
         origin = np.zeros(3)
         deposits = np.zeros((MOST_DEPOSITS, 3))
         blocks = np.zeros((MOST_DEPOSITS, 4))
-        rows = np.zeros(MOST_DEPOSITS)
+        kept = np.zeros((MOST_DEPOSITS, 2), np.int64)
         for i in range(decays):
             start_random(random, key, part * decays + i)
             while True:
@@ -470,14 +476,22 @@ def _lutetium(ring, gammas, betas, key, low, high, most_rings, decays, sums):
                     turn_isotropic(photon, random)
                     photon[6], photon[7] = gammas[g, 0], 0.0
                     count, _ = follow(ring, photon, random, deposits, count)
+                else:
+                    count = deposit(deposits, count, crystal, row, gammas[g, 0])
             found = sum_blocks(ring, deposits, count, blocks)
             inside = 0
             for k in range(found):
                 sums[part, 1] += blocks[k, 1] > TRIGGER_KEV
                 energy = measured(ring, blocks[k, 1], random)
                 if low <= energy <= high:
+                    crystal, row = int(blocks[k, 2] + 0.5), int(blocks[k, 3] + 0.5)
+                    x, y, z = crystal_center(ring, crystal, row)
                     for other in range(inside):
-                        sums[part, 2] += abs(rows[other] - blocks[k, 3]) < most_rings + 0.5
-                    rows[inside] = blocks[k, 3]
+                        x2, y2, z2 = crystal_center(ring, kept[other, 0], kept[other, 1])
+                        chord = math.hypot(x2 - x, y2 - y)
+                        if abs(kept[other, 1] - row) <= most_rings and abs(x * y2 - y * x2) < fov * chord:
+                            sums[part, 2] += 1
+                            sums[part, 3] += math.hypot(chord, z2 - z) <= reach
+                    kept[inside, 0], kept[inside, 1] = crystal, row
                     inside += 1
             sums[part, 0] += inside

@@ -1,7 +1,8 @@
 """How photons of 25 to 600 keV interact: Klein-Nishina scattering, and cross sections of the crystals.
 
 Units are keV, cm and barn. Crystal values are those of xraydb 4.5.8 (https://xraypy.github.io/XrayDB), which holds the
-tables of Elam, Ravel and Sieber, Radiat Phys Chem 2002;63:121, doi 10.1016/S0969-806X(01)00227-4; coherent scattering is left out.
+tables of Elam, Ravel and Sieber, Radiat Phys Chem 2002;63:121, doi 10.1016/S0969-806X(01)00227-4; coherent scattering is
+left out.
 """
 
 import math
@@ -28,30 +29,9 @@ _BARN_PER_ELECTRON = 0.0794078
 """Classical electron radius squared in barn (CODATA 2018)."""
 
 _EDGE = 1e-6
-_LUTETIUM_KEV = [25, 30, 40, 50, 63.314 - _EDGE, 63.314, 70, 80, 100, 120, 150, 200, 250, 300, 350, 400, 450, 511, 550, 600]
-_BISMUTH_KEV = [
-    25,
-    30,
-    40,
-    50,
-    60,
-    70,
-    80,
-    90.526 - _EDGE,
-    90.526,
-    100,
-    120,
-    150,
-    200,
-    250,
-    300,
-    350,
-    400,
-    450,
-    511,
-    550,
-    600,
-]
+_ABOVE_KEV = [100, 120, 150, 200, 250, 300, 350, 400, 450, 511, 550, 600]
+_LUTETIUM_KEV = [25, 30, 40, 50, 63.314 - _EDGE, 63.314, 70, 80, *_ABOVE_KEV]
+_BISMUTH_KEV = [25, 30, 40, 50, 60, 70, 80, 90.526 - _EDGE, 90.526, *_ABOVE_KEV]
 
 _CRYSTALS = {
     # Lu2SiO5, 7.4 g/cm3: energies, photoelectric, incoherent.
