@@ -1,0 +1,169 @@
+"""Image quality and resolution figures of images whose answers are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_recipes.errors import DataError
+from data_recipes.grid import Grid
+from data_recipes.phantoms.nema import SPHERES_MM, body_outline_mm, sphere_centers_mm
+from petsim.filters import gaussian
+from petsim.geometry.scanner import load_scanner
+from petsim.nema.image_quality import BACKGROUND_CENTERS_MM, BACKGROUND_Z_MM, image_quality, measure, region_mean
+from petsim.nema.resolution import full_width, point_widths, resolution
+
+GRID = Grid.centered((150, 124, 63), (2.0, 2.0, 2.0))
+X, Y = GRID.axis_mm(0)[:, None], GRID.axis_mm(1)[None, :]
+
+
+def disk(center, diameter):
+    return np.hypot(X - center[0], Y - center[1]) <= diameter / 2
+
+
+def test_background_regions_keep_their_distances():
+    centers = np.array(BACKGROUND_CENTERS_MM)
+    assert centers.shape == (12, 2)
+    apart = np.hypot(*(centers[:, None] - centers[None]).transpose(2, 0, 1)) + 1e3 * np.eye(12)
+    assert apart.min() >= 37
+    for diameter, place in sphere_centers_mm().items():
+        assert (np.hypot(*(centers - place).T) - 18.5 - diameter / 2).min() >= 12
+    x = np.linspace(-147, 147, 20001)
+    outline = np.concatenate([np.stack([x, y], axis=1) for y in body_outline_mm(x)])
+    for center in centers:
+        assert np.hypot(*(outline - center).T).min() == pytest.approx(33.5, abs=0.1)
+
+
+def test_contrast_and_lung_residual_of_flat_disks():
+    """Disks wider than the regions, so that no voxel at their edge counts: (h - 1) / (4 - 1) by construction."""
+    image = np.full(GRID.shape, 2.0)
+    hot = dict(zip(SPHERES_MM, (2.2, 2.5, 2.8, 3.1, 3.5, 3.9), strict=True))
+    for diameter, place in sphere_centers_mm().items():
+        image[disk(place, diameter + 7)] = 2.0 * hot[diameter]
+    image[disk((0, 0), 40)] = 0.25
+    found = measure(image, GRID, ratio=4.0)
+    for diameter, value in hot.items():
+        assert found["contrast_recovery_percent"][f"{diameter:g}"] == pytest.approx(100 * (value - 1) / 3)
+        assert found["background_variability_percent"][f"{diameter:g}"] == pytest.approx(0, abs=1e-9)
+    assert found["lung_residual_percent"] == pytest.approx(12.5)
+    assert len(found["lung_slices_mm"]) == len(found["lung_residual_by_slice_percent"]) == 61
+    np.testing.assert_allclose(measure(7.5 * image, GRID)["lung_residual_percent"], 12.5)
+
+
+def test_variability_is_that_of_the_sixty_regions():
+    """Every region a value of its own: standard deviation over mean with 59 degrees of freedom."""
+    values = np.random.default_rng(0).normal(10, 1.5, (5, 12))
+    centers = np.array(BACKGROUND_CENTERS_MM)
+    nearest = np.hypot(X[..., None] - centers[:, 0], Y[..., None] - centers[:, 1]).argmin(axis=2)
+    image = np.full(GRID.shape, 10.0)
+    for row, z in zip(values, BACKGROUND_Z_MM, strict=True):
+        image[:, :, round((z - GRID.origin_mm[2]) / 2.0)] = row[nearest]
+    found = measure(image, GRID)["background_variability_percent"]
+    for diameter in ("10", "22", "28"):
+        assert found[diameter] == pytest.approx(100 * values.std(ddof=1) / values.mean(), rel=1e-6)
+    assert found["37"] == pytest.approx(100 * values.std(ddof=1) / values.mean(), rel=0.03)
+
+
+def test_variability_of_white_noise_falls_with_the_area():
+    image = np.random.default_rng(1).normal(100, 20, GRID.shape)
+    found = measure(image, GRID)["background_variability_percent"]
+    for diameter in SPHERES_MM:
+        voxels = np.pi * diameter**2 / 4 / 4.0
+        assert found[f"{diameter:g}"] == pytest.approx(20 / np.sqrt(voxels), rel=0.35)
+
+
+def test_region_is_a_disk_with_parts_of_voxels():
+    """Mean of x^2 over a disk of radius r around x0 is x0^2 + r^2 / 4."""
+    image = np.broadcast_to((X**2)[..., None], GRID.shape)
+    for x0, diameter in ((0.0, 37.0), (11.3, 22.0), (-40.1, 10.0)):
+        # Within a voxel of 2 mm, x^2 varies by 2^2 / 12 less than its mean says.
+        wanted = x0**2 + diameter**2 / 16 - 4 / 12
+        assert region_mean(image, GRID, (x0, -3.7, 0.0), diameter) == pytest.approx(wanted, rel=0.01)
+
+
+def test_the_phantom_itself_recovers_nearly_all():
+    found = image_quality(load_scanner("biograph_mmr"), lambda s: (s.activity_bqml, s.grid))
+    assert found["scanner"] == "biograph_mmr"
+    assert found["lung_residual_percent"] == 0
+    recovery = list(found["contrast_recovery_percent"].values())
+    assert recovery == sorted(recovery) and recovery[-1] > 95 and recovery[0] > 75
+    assert max(found["background_variability_percent"].values()) < 1e-4
+
+
+def test_recovery_falls_with_the_blur_and_does_not_depend_on_the_ratio():
+    def blurred(width):
+        return lambda s: (gaussian(s.activity_bqml, (width,) * 3, s.grid.spacing_mm), s.grid)
+
+    scanner = load_scanner("biograph_mmr")
+    sharp, soft = (image_quality(scanner, blurred(w))["contrast_recovery_percent"] for w in (4.0, 8.0))
+    assert all(soft[d] < sharp[d] for d in sharp)
+    other = image_quality(scanner, blurred(8.0), ratio=8.0)["contrast_recovery_percent"]
+    np.testing.assert_allclose(list(other.values()), list(soft.values()), rtol=1e-3)
+
+
+def test_image_that_misses_the_spheres_is_refused():
+    with pytest.raises(DataError, match=r"^the image covers -60 to 60 mm along x[^\n]+$"):
+        measure(np.ones((60, 124, 63)), replace(GRID, shape=(60, 124, 63), origin_mm=(-59.0, *GRID.origin_mm[1:])))
+    with pytest.raises(DataError, match="has shape"):
+        measure(np.ones((3, 3, 3)), GRID)
+
+
+@pytest.mark.parametrize(("center", "fwhm"), [(10.0, 4.0), (10.3, 3.1), (9.77, 6.0)])
+def test_widths_of_a_sampled_gaussian(center, fwhm):
+    x = np.arange(101) * 0.2
+    profile = np.exp(-4 * np.log(2) * ((x - center) / fwhm) ** 2)
+    assert full_width(profile, 0.2, 0.5) == pytest.approx(fwhm, rel=0.002)
+    # Chords of the convex flank lie outside of it.
+    assert full_width(profile, 0.2, 0.1) == pytest.approx(fwhm * np.sqrt(np.log2(10)), rel=0.004)
+
+
+def test_a_parabola_has_its_exact_maximum_and_straight_flanks_their_crossing():
+    x = np.arange(-6, 7.0)
+    # Peak value 10 at 0.25, between samples; flanks are linear: interpolation is exact.
+    parabola = 10 - (x - 0.25) ** 2
+    flanks = np.where(np.abs(x) > 1, np.maximum(9 - 2 * np.abs(x), 0), parabola)
+    assert full_width(flanks, 2.0, 0.5) == pytest.approx(2 * 2 * 2.0)
+
+
+def test_profiles_that_do_not_fall_are_refused():
+    with pytest.raises(DataError, match="edge of the image"):
+        full_width(np.arange(5.0), 1.0, 0.5)
+    with pytest.raises(DataError, match=r"does not fall to 0\.1"):
+        full_width(np.array([0.3, 0.7, 1.0, 0.7, 0.3]), 1.0, 0.1)
+    with pytest.raises(DataError, match=r"^the point at \(0, 500, 0\) mm lies outside"):
+        point_widths(np.ones(GRID.shape), GRID, (0.0, 500.0, 0.0), (4.0, 4.0, 4.0))
+
+
+@pytest.mark.parametrize("background", [0.0, 3.0])
+def test_widths_along_each_axis_with_and_without_a_background(background):
+    grid = Grid.centered((70, 60, 64), (1.0, 1.1, 0.9), (5.0, 0.0, -3.0))
+    place, widths = (6.4, 1.3, -2.2), (4.5, 6.0, 5.2)
+    image = np.full(grid.shape, background)
+    peak = 1.0
+    for axis, (at, width) in enumerate(zip(place, widths, strict=True)):
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        peak = peak * np.exp(-4 * np.log(2) * ((grid.axis_mm(axis) - at) / width) ** 2).reshape(shape)
+    found = point_widths(image + 100 * peak, grid, (6.0, 1.0, -2.0), (4.0, 5.0, 6.0), subtract=background > 0)
+    for (fwhm, fwtm), width in zip(found, widths, strict=True):
+        assert fwhm == pytest.approx(width, rel=0.01)
+        assert fwtm == pytest.approx(width * np.sqrt(np.log2(10)), rel=0.02)
+
+
+def test_resolution_of_a_blur_is_the_blur():
+    scanner = load_scanner("biograph_vision_600")
+    seen = []
+
+    def simulate(subject):
+        seen.append(subject.grid.center_mm[2])
+        return gaussian(subject.activity_bqml, (4.0, 5.0, 6.0), subject.grid.spacing_mm), subject.grid
+
+    found = resolution(scanner, simulate)
+    assert len(seen) == 2 and set(found["fwhm_mm"]) == {"10", "100", "200"}
+    for by_direction in found["fwhm_mm"].values():
+        wanted = {"tangential": 4.0, "radial": 5.0, "axial": 6.0}
+        for direction, width in wanted.items():
+            # The voxel of 1 mm adds its variance; axially the second point lies between two voxels.
+            wider = np.sqrt(width**2 + 8 * np.log(2) / 12)
+            assert by_direction[direction] == pytest.approx(wider, rel=0.03 if direction == "axial" else 0.01)
+    assert found["published_fwhm_mm"] == list(scanner.resolution_fwhm_mm)
