@@ -21,8 +21,8 @@ BED_G_CM2 = 1.0
 """Width, thickness and areal density of the bed under the phantom; assumed, the same for all scanners."""
 
 FOV_MM, STRIP_MM, EDGE_MM, SLICES_MM = 120.0, 20.0, 5.0, 325.0
-"""Half widths: of the accepted field, of the strip around the line that holds trues, of where its edges are read (the standard
-interpolates between two bins), and of the accepted slices."""
+"""Half widths: of the accepted field, of the strip around the line that holds trues, of where its edges are read (the
+standard interpolates between two bins), and of the accepted slices."""
 
 DECAYS = 10_000_000
 _VOXEL_MM = 2.0
@@ -60,8 +60,17 @@ def phantom() -> tuple[Grid, np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the phantom gives: the response of the scanner (trues and scatter by the standard's estimator), the scattered share of
-    the accepted coincidences as the simulation knows it (in phantom, bed and bore cover), and their number."""
+    """What the phantom gives.
+
+    Parameters
+    ----------
+    response : Response
+        Trues and scatter by the standard's estimator.
+    true_scatter_fraction : float
+        Share of the accepted coincidences of which a photon scattered in phantom, bed or bore cover.
+    coincidences : int
+        Simulated and accepted.
+    """
 
     response: Response
     true_scatter_fraction: float
@@ -111,7 +120,8 @@ def measure(scanner: Scanner, decays: int = DECAYS, seed: int = 0) -> Measured:
     scatter = min(outside + edge / (4 * EDGE_MM) * 2 * STRIP_MM, inside)
     share, random_pairs = _randoms(scanner, singles, rows, seed)
     response = Response(
-        trues=(inside - scatter) / decays, scatter=scatter / decays, singles=float(singles.sum() / decays), random_share=share,
+        trues=(inside - scatter) / decays, scatter=scatter / decays, singles=float(singles.sum() / decays),
+        random_share=share,
         triggers_per_cm2=triggers / decays / row_areas_cm2(scanner), pairs=pairs / max(inside, 1), random_pairs=random_pairs,
     )  # fmt: skip
     return Measured(response, scattered / max(inside, 1), inside)

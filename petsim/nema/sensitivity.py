@@ -83,7 +83,8 @@ def closed_form_sensitivity(scanner: Scanner, decays: int = 200_000, seed: int =
     width, height, depth = scanner.crystal_size_mm
     around = int(scanner.transaxial_is_real().sum()) * width / (2 * math.pi * (scanner.inner_radius_mm + depth / 2))
     along = int(scanner.ring_is_real().sum()) * height / scanner.axial_length_mm
-    mu = float(sum(crystal_attenuation(scanner.crystal_material, np.array([ELECTRON_KEV]))).sum()) / 10
+    photo, incoherent = crystal_attenuation(scanner.crystal_material, np.array(ELECTRON_KEV))
+    mu = float(photo + incoherent) / 10
     cos = (np.arange(1000) + 0.5) / 1000
     sin = np.sqrt(1 - cos**2)
     half_mm = (scanner.inner_radius_mm + 0.4 * depth) * cos / sin

@@ -23,11 +23,11 @@ PHANTOM_ML = 22_000.0
 """Volume that NEMA NU 2 refers the activity of its 70 cm phantom to."""
 
 TAU_AREA_US_CM2 = 10.0
-"""Dead time of a block times its face, the same for all scanners: median of what the published activity of the peak asks for on
-`CHOSEN_ON`. The other scanners are there to be predicted."""
+"""Dead time of a block times its face, the same for all scanners: median (rounded) of what the published activity of the
+peak asks for on `CHOSEN_ON`. The other scanners are there to be predicted."""
 
 CHOSEN_ON = ("biograph_mct", "biograph_vision_quadra", "discovery_mi_3ring", "omni_legend_32", "umi_550")
-"""Every other one, in alphabetical order, of the scanners whose published peak of the NECR is verified; not chosen by results."""
+"""Every other one, in alphabetical order, of the scanners whose published peak of the NECR is verified."""
 
 LIGHT_SHARING = ("PMT", "APD")
 """Photosensors whose blocks share light, and lose photons at their edges in a way that is not modeled."""
