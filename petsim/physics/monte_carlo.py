@@ -7,7 +7,7 @@ out. Decay i has its own random numbers (Philox, keyed by seed and i), so result
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -155,8 +155,9 @@ def photon_pairs(scanner: Scanner, activity_bqml: np.ndarray, mu_per_cm: np.ndar
 
 def _batches(scanner: Scanner, cumulative: np.ndarray, obj: _Object, decays: int, seed: int, detector: str, batch: int,
              cover_g_cm2: float) -> Iterator[PhotonPairs]:  # fmt: skip
-    ring = crystal_ring(scanner)
     crystals = detector == "crystals"
+    # The cylinder asks nothing of the crystals but their length.
+    ring = crystal_ring(scanner if crystals else replace(scanner, energy_resolution=1.0, energy_block=(1, 1)))
     key = np.uint64(stream_key("photon_pairs", seed)).astype(np.int64)
     bound, cover_mm = _bore(scanner, cover_g_cm2) if crystals else (scanner.radius_mm, 0.0)
     for start in range(0, decays, batch):

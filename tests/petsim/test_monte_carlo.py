@@ -261,3 +261,5 @@ def test_wrong_requests_are_one_clear_line(vision):
         assert "\n" not in str(raised.value)
     with pytest.raises(DataError, match="energy_resolution"):
         list(photon_pairs(replace(vision, energy_resolution=None), activity, mu, grid, CENTER, 10))
+    bare = replace(vision, energy_resolution=None, energy_block=None, readout_block=None)
+    assert list(photon_pairs(bare, activity, mu, grid, CENTER, 1000, detector="cylinder"))[0].energy_kev.any()
