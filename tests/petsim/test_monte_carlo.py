@@ -10,7 +10,7 @@ import pytest
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from petsim.geometry.scanner import load_scanner, scanner_names
-from petsim.physics.crystals import MOST_DEPOSITS, crystal_center, crystal_ring, energy_block, follow, start_random
+from petsim.physics.crystals import MOST_DEPOSITS, compton, crystal_center, crystal_ring, energy_block, follow, start_random
 from petsim.physics.monte_carlo import _beta_quantiles, acceptance, lutetium, photon_pairs
 from petsim.physics.photons import ELECTRON_KEV, crystal_attenuation, klein_nishina_differential
 
@@ -91,6 +91,20 @@ def test_energies_of_photons_scattered_once():
     observed = np.histogram(once, edges)[0]
     assert observed.sum() == len(once)
     assert ((observed - expected) ** 2 / expected).sum() < 32
+
+
+def test_scattering_turns_the_photon_by_the_angle_that_its_energy_tells():
+    random, photon = np.zeros(8, np.int64), np.zeros(8)
+    start_random(random, 1, 0)
+    for before in ([0.6, 0.0, 0.8], [0.0, 0.0, -1.0], [-0.36, 0.48, -0.8]):
+        turned = []
+        for _ in range(300):
+            photon[3:6], photon[6] = before, ELECTRON_KEV
+            compton(photon, random)
+            assert np.linalg.norm(photon[3:6]) == pytest.approx(1)
+            assert np.dot(before, photon[3:6]) == pytest.approx(2 - ELECTRON_KEV / photon[6], abs=1e-9)
+            turned.append(photon[3:6] - np.dot(before, photon[3:6]) * np.array(before))
+        assert np.linalg.norm(np.mean(turned, axis=0)) < 0.15
 
 
 def test_results_depend_neither_on_threads_nor_on_batches(vision):
@@ -262,4 +276,4 @@ def test_wrong_requests_are_one_clear_line(vision):
     with pytest.raises(DataError, match="energy_resolution"):
         list(photon_pairs(replace(vision, energy_resolution=None), activity, mu, grid, CENTER, 10))
     bare = replace(vision, energy_resolution=None, energy_block=None, readout_block=None)
-    assert list(photon_pairs(bare, activity, mu, grid, CENTER, 1000, detector="cylinder"))[0].energy_kev.any()
+    assert next(photon_pairs(bare, activity, mu, grid, CENTER, 1000, detector="cylinder")).energy_kev.any()
