@@ -1,38 +1,31 @@
 """What the scanner would have recorded: expected counts, every factor named and inspectable.
 
-expected = K t n a P(G x): K t turns activity [Bq/mL] x line integral [mm] into counts, n is the normalization of a bin, a
-the survival of both photons, P line integrals averaged over rays of the crystal pair, G the resolution. Scatter, randoms
-and dead time are not modeled.
+prompts = U n l (a P(G x) + S) + T w e l s s: U turns activity [Bq/mL] x line integral [mm] into counts, n is the
+normalization of a bin, l the live fraction of its blocks, a the survival of both photons, P line integrals averaged over
+rays of the crystal pair, G the resolution, S scatter in the unit of a line integral; T is the duration, w the coincidence
+window, e the efficiencies of the crystal pairs of a bin, s the singles rate of a crystal of efficiency 1.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numba as nb
 import numpy as np
 
 from data_recipes.grid import Grid
-from petsim.filters import gaussian
+from petsim.dose_rates import DoseRates
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.physics.attenuation import survival
-from petsim.physics.normalization import normalization
+from petsim.physics.normalization import cos4_tilt, normalization
+from petsim.physics.randoms import Ends, end_product, tof_share
+from petsim.physics.resolution import ray_design
+from petsim.physics.scatter import ScatterTable
+from petsim.physics.singles import DetectorAreas
 from petsim.projectors.contract import SinogramOperator
 
-NOT_MODELED = ("scatter", "randoms", "dead time")
-
-
-def ray_shifts(rays: int) -> list[float]:
-    """Shifts of the rays of a crystal pair as a fraction of the crystal's pitch.
-
-    The shift of a LOR between two crystals of width p is triangular with variance p^2 / 24; equally spaced and equally
-    weighted rays are scaled to that variance.
-    """
-    if rays == 1:
-        return [0.0]
-    places = np.arange(rays) - (rays - 1) / 2
-    return list(places * math.sqrt(1 / 24 / np.mean(places**2)))
+COMPONENTS = ("trues", "scatter", "randoms")
 
 
 @dataclass(frozen=True)
@@ -48,12 +41,16 @@ class AcquisitionModel:
         The scanner's center in the grid's coordinates.
     activity_bqml, mu_per_cm : ndarray
         On the grid; activity decay-corrected to scan start.
-    fwhm_mm : tuple of float
-        Resolution still to be applied, by axis.
+    blur : callable
+        Resolution still to be applied to an image on the grid, besides that of the rays.
     efficiencies : ndarray
         (crystals_per_ring, rings).
-    counts_per_unit : float
-        K t: counts for a bin with normalization 1 and line integral 1 Bq/mL mm.
+    rates : tuple of DoseRates
+        Count rates by dose, full dose first.
+    areas : DetectorAreas
+        On which `rates` gives singles and live fractions.
+    scatter : ScatterTable, optional
+        Scatter of the subject, image 0.
     rays : int
         Rays a crystal pair in each direction.
     support_mm : float
@@ -67,9 +64,11 @@ class AcquisitionModel:
     center_mm: tuple[float, float, float]
     activity_bqml: np.ndarray
     mu_per_cm: np.ndarray
-    fwhm_mm: tuple[float, float, float]
+    blur: Callable[[np.ndarray], np.ndarray]
     efficiencies: np.ndarray
-    counts_per_unit: float
+    rates: tuple[DoseRates, ...]
+    areas: DetectorAreas
+    scatter: ScatterTable | None
     rays: int
     support_mm: float
     operator: Callable[..., SinogramOperator]
@@ -81,20 +80,18 @@ class AcquisitionModel:
     @cached_property
     def _rays(self) -> list[tuple[SinogramOperator, SinogramOperator]]:
         """Projectors of activity (TOF) and mu (not) for every ray of a crystal pair."""
-        shifts = [(a, b) for a in ray_shifts(self.rays) for b in ray_shifts(self.rays)]
         return [
             (
                 self.operator(self.layout, self.grid, self.center_mm, self.support_mm, shift),
                 self.operator(self.layout, self.grid, self.center_mm, self.support_mm, shift, tof=False),
             )
-            for shift in shifts
+            for shift in ray_design(self.rays, self.layout.scanner)
         ]
 
     @cached_property
     def _prepared(self) -> Any:
         """Blurred activity and mu in the order of the kernels, which all rays share."""
-        blurred = gaussian(self.activity_bqml, self.fwhm_mm, self.grid.spacing_mm)
-        return self._rays[0][0].prepare(np.stack([blurred, self.mu_per_cm]))
+        return self._rays[0][0].prepare(np.stack([self.blur(self.activity_bqml), self.mu_per_cm]))
 
     def line_integrals(self, views: np.ndarray) -> np.ndarray:
         """Attenuated line integrals of the blurred activity, float32 (views, radial, tof, plane) in Bq/mL mm."""
@@ -106,8 +103,87 @@ class AcquisitionModel:
         total /= np.float32(len(self._rays))
         return total
 
+    @cached_property
+    def _ends(self) -> list[tuple[Ends, Ends]]:
+        """Singles and live fractions at the ends of LORs, by dose."""
+        return [
+            (self.areas.at_ends(self.layout, r.singles_cps), self.areas.at_ends(self.layout, r.live)) for r in self.rates
+        ]
+
+    def live(self, views: np.ndarray, dose: int = 0) -> np.ndarray:
+        """Live fraction of both blocks, float32 (views, radial, plane)."""
+        return end_product(self.layout, self._ends[dose][1], views)
+
+    def random_rate(self, views: np.ndarray, dose: int = 0) -> np.ndarray:
+        """Products of singles rates a crystal pair of efficiencies 1, float32 (views, radial, plane) in cps^2."""
+        return end_product(self.layout, self._ends[dose][0], views) + np.float32(self.rates[dose].extra_cps2)
+
+    def factors(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts at full dose for a line integral of 1 Bq/mL mm, and random ones a TOF bin: (views, radial, plane) each."""
+        rates, norm = self.rates[0], self.normalization(views) * self.live(views)
+        randoms = norm / cos4_tilt(self.layout, views) * self.random_rate(views)
+        randoms *= np.float32(rates.seconds * self.window_s * tof_share(self.layout))
+        return norm * np.float32(rates.counts_per_unit), randoms
+
+    @property
+    def window_s(self) -> float:
+        """Full width of the coincidence window."""
+        return 1e-9 * (self.layout.scanner.coincidence_window_ns or 0.0)
+
+    def components(self, views: np.ndarray) -> dict[str, np.ndarray]:
+        """Expected counts at full dose by `COMPONENTS`, float32 (views, radial, tof, plane) each."""
+        unit, randoms = self.factors(views)
+        trues = self.line_integrals(views)
+        scatter = np.zeros_like(trues) if self.scatter is None else self.scatter.at(self.layout, views, 0)
+        return {
+            "trues": trues * unit[:, :, None],
+            "scatter": scatter * unit[:, :, None],
+            "randoms": np.broadcast_to(randoms[:, :, None], trues.shape),
+        }
+
     def expected(self, views: np.ndarray) -> np.ndarray:
         """Expected prompts at full dose, float32 (views, radial, tof, plane)."""
+        return self.expected_and_totals(views)[0]
+
+    def expected_and_totals(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected prompts at full dose, and the sums of each of `COMPONENTS` in every view, float64 (views, 3)."""
+        unit, randoms = self.factors(views)
         counts = self.line_integrals(views)
-        counts *= (self.normalization(views) * np.float32(self.counts_per_unit))[:, :, None, :]
-        return counts
+        scatter = counts[:, :, :0] if self.scatter is None else self.scatter.at(self.layout, views, 0)
+        totals = np.zeros((len(views), len(COMPONENTS)))
+        _compose(counts, scatter, unit, randoms, totals)
+        return counts, totals
+
+    def kept(self, views: np.ndarray, component: str, dose: int) -> np.ndarray:
+        """Expected counts of a component at a dose over those at full dose, float32 (views, radial, plane)."""
+        full, low = self.rates[0], self.rates[dose]
+        ratio = self.live(views, dose) / self.live(views)
+        if component == "randoms":
+            here, there = self.random_rate(views, dose), self.random_rate(views)
+            return ratio * (here / there) * np.float32(low.seconds / full.seconds)
+        return ratio * np.float32(low.counts_per_unit / full.counts_per_unit)
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _compose(counts, scatter, unit, randoms, totals):
+    """counts <- (counts + scatter) unit + randoms; sums of the three terms by view."""
+    for v in nb.prange(counts.shape[0]):
+        for r in range(counts.shape[1]):
+            for t in range(counts.shape[2]):
+                row, u, flat = counts[v, r, t], unit[v, r], randoms[v, r]
+                trues, scattered, random = 0.0, 0.0, 0.0
+                for p in range(row.size):
+                    row[p] *= u[p]
+                    trues += row[p]
+                if scatter.shape[2] > 0:
+                    more = scatter[v, r, t]
+                    for p in range(row.size):
+                        s = more[p] * u[p]
+                        scattered += s
+                        row[p] += s
+                for p in range(row.size):
+                    random += flat[p]
+                    row[p] += flat[p]
+                totals[v, 0] += trues
+                totals[v, 1] += scattered
+                totals[v, 2] += random

@@ -11,7 +11,17 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from data_recipes.errors import DataError, UsageError
-from petsim.settings import DRF_SETS, PRESETS, FullDose, SimulationSettings, check_drfs
+from petsim.settings import (
+    DRF_SETS,
+    PRESETS,
+    CorrectionKind,
+    DoseMode,
+    FullDose,
+    RandomsModel,
+    ScatterModel,
+    SimulationSettings,
+    check_drfs,
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,21 @@ class MakeDataset:
     """A known set of factors instead: map-diff 2 4 10 20, udpet 4 10 20 50 100, unipet 2 3 6 12."""
     scanner: str = "biograph_vision_quadra"
     """Scanner, see `petsim scanners`, or a TOML file."""
-    mode: Literal["thin"] = "thin"
-    """How counts are reduced: thin = counts / DRF, binomially, at the rates of the full dose."""
+    mode: DoseMode = "thin"
+    """How counts are reduced: thin = counts / DRF, binomially, at the rates of the full dose; window = counts / DRF, the
+    middle of the scan; dose = injected dose / DRF, with fewer randoms and less dead time."""
+    scatter: ScatterModel = "simulated"
+    """Scatter in the data: simulated (single scatter and a model of multiple), monte-carlo, or none."""
+    randoms: RandomsModel = "simulated"
+    """Randoms, 176Lu background and dead time in the data: simulated or none."""
+    corrections: CorrectionKind = "estimated"
+    """Corrections in the reconstruction: estimated from the noisy data as a scanner would, or oracle for the true ones."""
+    drift: float = 0.01
+    """Relative standard deviation between true crystal efficiencies and those used."""
+    mu_shift: float = 1.0
+    """Scale of the random shift between true and used mu-map (1: 4.4 mm axially, 1 mm across; 0: none)."""
+    truncation_mm: float | None = None
+    """Diameter beyond which the mu-map in use is empty."""
     realizations: int = 1
     """Independent noise realizations a dose."""
     save: tuple[Literal["recon", "sinogram"], ...] = ("recon",)
@@ -71,6 +94,8 @@ class MakeDataset:
     """CT of the subject (DICOM folder, or NIfTI in HU) for attenuation."""
     ct_kvp: float | None = None
     """Tube voltage of a CT that does not say."""
+    ct_remove_table: bool = False
+    """Take the couch out of the CT."""
     mu: str | None = None
     """mu-map of the subject, NIfTI in 1/cm."""
     fov_mm: float | None = None
@@ -274,11 +299,14 @@ def request_of(command: MakeDataset) -> Any:
         full_dose=command.full_dose or ("source" if images else "simulated"),
         duration_s=command.duration_s, counts=command.counts, fov_mm=command.fov_mm, voxel_mm=command.voxel_mm,
         iterations=command.iterations, subsets=command.subsets, filter_mm=command.filter_mm,
-        center_mm=command.center_mm, slab_mm=command.slab, backend=backend,
+        center_mm=command.center_mm, slab_mm=command.slab, backend=backend, scatter=command.scatter, randoms=command.randoms,
+        corrections=command.corrections, drift=command.drift, mu_shift=command.mu_shift,
+        truncation_mm=command.truncation_mm,
     )  # fmt: skip
     read = ReadOptions(
         units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,
         injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct, mu=command.mu, ct_kvp=command.ct_kvp,
+        ct_without_table=command.ct_remove_table,
     )  # fmt: skip
     request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb)
     check_request(request)

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numba as nb
@@ -64,6 +64,55 @@ def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations:
     return Storage("memory", counts, expected if least + counts + expected <= budget else 0.0)
 
 
+def draw_thinned(ladder: DoseLadder, expected: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Counts of some views at all doses by binomial thinning: uint16 (dose, views, radial, tof, plane)."""
+    counts = np.empty((len(ladder.drfs), *expected.shape), np.uint16)
+    for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
+        first = view * mean.size
+        counts[:, k] = ladder.thin(ladder.draw(mean, first), first)
+    return counts
+
+
+def draw_by_component(
+    ladder: DoseLadder, components: dict[str, np.ndarray], kept: dict[str, list[np.ndarray]], views: np.ndarray
+) -> np.ndarray:
+    """Counts of some views where every component has its own share at a dose.
+
+    A component is nested as far as its expectation falls; what a dose gains over the one above it (by regained live time)
+    is drawn apart.
+
+    Parameters
+    ----------
+    ladder : DoseLadder
+    components : dict
+        Expected counts at full dose by name, float32 (views, radial, tof, plane).
+    kept : dict
+        By name: share of the full dose's expected counts at every dose, (views, radial, plane) each.
+    views : ndarray of int
+
+    Returns
+    -------
+    ndarray
+        uint16 (dose, views, radial, tof, plane).
+    """
+    shape = next(iter(components.values())).shape
+    counts = np.zeros((len(ladder.drfs), *shape), np.uint16)
+    for name, expected in components.items():
+        shares = np.stack(kept[name])
+        nested = np.minimum.accumulate(np.minimum(shares, 1.0), axis=0)
+        own = replace(ladder, stream=name)
+        for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
+            first = view * mean.size
+            counts[:, k] += own.thin_by_bin(own.draw(mean, first), nested[:, k], first)
+        for d, gained in enumerate(shares - nested):
+            if gained.max() > 1e-6:
+                apart = replace(ladder, stream=f"{name} gained at {ladder.drfs[d]:g}")
+                for k, view in enumerate(views.tolist()):
+                    mean = expected[k] * np.maximum(gained[k], 0)[:, None]
+                    counts[d, k] += apart.draw(mean, view * mean.size)
+    return counts
+
+
 class CountStream:
     """Counts of one realization at all doses, by groups of views. A context manager, which removes its temporary file.
 
@@ -71,15 +120,14 @@ class CountStream:
 
     Parameters
     ----------
-    ladder : DoseLadder
-    expected : callable
-        Views -> expected counts (views, radial, tof, plane).
+    draw : callable
+        Views -> counts (dose, views, radial, tof, plane).
     place : str
         Where counts are held after they were drawn.
     """
 
-    def __init__(self, ladder: DoseLadder, expected: Callable[[np.ndarray], np.ndarray], place: Place) -> None:
-        self._ladder, self._expected, self._place = ladder, expected, place
+    def __init__(self, draw: Callable[[np.ndarray], np.ndarray], place: Place) -> None:
+        self._draw, self._place = draw, place
         # Closed, and thereby removed, by __exit__.
         self._file: Any = tempfile.TemporaryFile(prefix="petsim-") if place == "disk" else None  # noqa: SIM115
         self._held: dict[bytes, list[_Packed]] = {}
@@ -103,11 +151,7 @@ class CountStream:
             for k, p in enumerate(packed):
                 p.unpack_into(counts[k])
             return counts
-        expected = self._expected(views)
-        counts = np.empty((len(self._ladder.drfs), *expected.shape), np.uint16)
-        for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
-            first = view * mean.size
-            counts[:, k] = self._ladder.thin(self._ladder.draw(mean, first), first)
+        counts = self._draw(views)
         if group not in self._totals:
             self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
         if self._place != "redrawn":

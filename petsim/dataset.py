@@ -38,6 +38,8 @@ class ReadOptions:
     ct, mu : str, optional
         CT or mu-map of the subject.
     ct_kvp : float, optional
+    ct_without_table : bool
+        Take the couch out of the CT.
     """
 
     units: str | None = None
@@ -49,6 +51,7 @@ class ReadOptions:
     ct: str | None = None
     mu: str | None = None
     ct_kvp: float | None = None
+    ct_without_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def load_subject(job: Job, request: Request) -> Subject:
             job.path, units=options.units, sidecar=options.sidecar, fwhm_mm=options.fwhm_mm, weight_kg=options.weight_kg,
             injected_mbq=options.injected_mbq, uptake_s=options.uptake_s, duration_s=request.settings.duration_s,
         )  # fmt: skip
-        return with_mu(subject, ct=options.ct, mu=options.mu, kvp=options.ct_kvp)
+        return with_mu(subject, ct=options.ct, mu=options.mu, kvp=options.ct_kvp, without_table=options.ct_without_table)
     from data_recipes.phantoms.whole_body import whole_body
     from petsim.geometry.scanner import load_scanner
 
@@ -403,3 +406,5 @@ def check_request(request: Request) -> None:
                         ("--sidecar", request.read.sidecar), ("--source-fwhm-mm", request.read.fwhm_mm)):  # fmt: skip
         if value is not None:
             raise UsageError(f"{flag}: needs a SOURCE; generated patients bring their own")
+    if request.read.ct_without_table:
+        raise UsageError("--ct-remove-table: needs a SOURCE and its --ct")

@@ -32,15 +32,15 @@ class DoseLadder:
     subject : str
         Neutral name of the subject.
     realization : int
-    mode : str
-        "thin": counts / DRF at the rates of the full dose.
+    stream : str
+        Sets apart what is drawn for the same realization, such as delayeds from prompts.
     """
 
     drfs: tuple[float, ...]
     seed: int
     subject: str
     realization: int
-    mode: str = "thin"
+    stream: str = ""
 
     def __post_init__(self) -> None:
         check_drfs(self.drfs)
@@ -50,7 +50,8 @@ class DoseLadder:
     @property
     def key(self) -> int:
         """Key of this realization's random numbers."""
-        return stream_key(self.seed, self.subject, self.realization)
+        parts = (self.seed, self.subject, self.realization)
+        return stream_key(*parts, self.stream) if self.stream else stream_key(*parts)
 
     def draw(self, expected: np.ndarray, first_bin: int = 0) -> np.ndarray:
         """Poisson counts at full dose.
@@ -95,8 +96,32 @@ class DoseLadder:
         flat = np.ascontiguousarray(counts).reshape(-1)
         limits = np.array([math.ceil(2**32 / d) for d in self.drfs], np.uint64)
         kept = np.empty((len(self.drfs), flat.size), flat.dtype)
-        _thin(flat, first_bin, np.uint64(self.key), limits, kept)
+        _thin(flat, first_bin, np.uint64(self.key), limits[:, None], 1, 1, kept)
         return kept.reshape(len(self.drfs), *counts.shape)
+
+    def thin_by_bin(self, counts: np.ndarray, kept: np.ndarray, first_bin: int = 0) -> np.ndarray:
+        """Nested counts at every dose, where bins keep different shares.
+
+        Parameters
+        ----------
+        counts : ndarray
+            Unsigned integers (radial, tof, plane) of one view.
+        kept : ndarray
+            (dose, radial, plane): the share that is kept, at most 1, not rising with the dose's index.
+        first_bin : int
+            Index of the first bin in the whole sinogram.
+
+        Returns
+        -------
+        ndarray
+            (dose, radial, tof, plane), of the type of `counts`.
+        """
+        radials, tof, planes = counts.shape
+        limits = np.minimum(np.ceil(np.asarray(kept, np.float64) * 2**32), 2**32).astype(np.uint64)
+        out = np.empty((len(kept), counts.size), counts.dtype)
+        _thin(np.ascontiguousarray(counts).reshape(-1), first_bin, np.uint64(self.key), limits.reshape(len(kept), -1),
+              tof * planes, planes, out)  # fmt: skip
+        return out.reshape(len(kept), radials, tof, planes)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -132,14 +157,16 @@ def _draw(expected, first_bin, key, counts):
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def _thin(counts, first_bin, key, limits, kept):
-    doses = limits.size
+def _thin(counts, first_bin, key, limits, line, planes, kept):
+    """`limits` is (doses, 1), or (doses, radials * planes) for lines of `line` bins, `planes` to a TOF bin."""
+    doses, alike = limits.shape[0], limits.shape[1] == 1
     for i in nb.prange(counts.size):
         for d in range(doses):
             kept[d, i] = 0
         n = counts[i]
         if n == 0:
             continue
+        at = 0 if alike else (i // line) * planes + i % planes
         index = np.uint64(first_bin + i)
         low, high = index & np.uint64(0xFFFFFFFF), index >> np.uint64(32)
         for block in range((n + 3) // 4):
@@ -147,6 +174,6 @@ def _thin(counts, first_bin, key, limits, kept):
             for j in range(min(4, n - 4 * block)):
                 word = words[0] if j == 0 else (words[1] if j == 1 else (words[2] if j == 2 else words[3]))
                 for d in range(doses):
-                    if word >= limits[d]:
+                    if word >= limits[d, at]:
                         break
                     kept[d, i] += 1

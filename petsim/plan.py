@@ -8,7 +8,6 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
-from data_recipes.isotopes import effective_seconds, isotope
 from data_recipes.resample import crop_axially
 from data_recipes.subject import Subject
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
@@ -31,6 +30,8 @@ class Plan:
     ----------
     subject : Subject
         Cropped to what is scanned.
+    whole_subject : Subject
+        All of it: what lies outside the field of view still emits and scatters. Of a slab, only the slab.
     scanner, layout, preset
     simulation_grid, grid : Grid
         Grids of the forward model and of the reconstruction, in the subject's millimeters.
@@ -38,14 +39,15 @@ class Plan:
         The scanner's center in the subject's millimeters.
     fov_mm : float
         Diameter of the cylinder that is simulated and reconstructed.
-    duration_s, seconds : float
-        Frame duration, and the seconds of undecayed F-18 that give as many counts.
+    duration_s : float
+        Frame duration.
     fwhm_mm : tuple of float
         Blur that the forward model still applies.
     warnings : tuple of str
     """
 
     subject: Subject
+    whole_subject: Subject
     scanner: Scanner
     layout: SinogramLayout
     preset: Preset
@@ -54,7 +56,6 @@ class Plan:
     center_mm: tuple[float, float, float]
     fov_mm: float
     duration_s: float
-    seconds: float
     fwhm_mm: tuple[float, float, float]
     warnings: tuple[str, ...]
 
@@ -77,7 +78,7 @@ class Plan:
         fine = math.prod(self.simulation_grid.shape)
         return (
             350e6
-            + view * (3 + 2 * doses)
+            + view * (3 + 2 * doses + images)
             + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )
@@ -94,7 +95,10 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
     scanner = load_scanner(settings.scanner)
     preset = settings.resolved_preset()
     warnings: list[str] = list(subject.provenance.get("warnings", []))
+    whole = subject
     subject, center_z = _scanned_part(subject, scanner, settings)
+    if settings.slab_mm is not None:
+        whole = subject
     if subject.mu_per_cm is None:
         raise DataError(f"{subject.name}: no mu-map; give --ct or --mu, or let the PET contour make one")
     x, y, _ = subject.grid.center_mm
@@ -103,8 +107,8 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
     layout = preset_layout(scanner, preset, fov)
     if preset.subsets > layout.views:
         raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
-    whole = not subject.is_noisy and settings.slab_mm is None
-    length = scanner.axial_length_mm if whole else subject.grid.extent_mm[2]
+    all_rings = not subject.is_noisy and settings.slab_mm is None
+    length = scanner.axial_length_mm if all_rings else subject.grid.extent_mm[2]
     grid = fitting_grid(layout, preset.voxel_mm, preset.voxel_mm, fov, length, center)
     fine = preset.voxel_mm if subject.is_noisy else preset.simulation_voxel_mm
     simulation_grid = fitting_grid(layout, fine, max(fine, scanner.ring_spacing_mm), fov, length, center)
@@ -123,8 +127,7 @@ def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
                 f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
             )
     duration = settings.duration_s or subject.injection.duration_s or scanner.given("protocol_duration_s")
-    seconds = effective_seconds(isotope(subject.injection.isotope), duration)
-    return Plan(subject, scanner, layout, preset, simulation_grid, grid, center, fov, duration, seconds, fwhm,
+    return Plan(subject, whole, scanner, layout, preset, simulation_grid, grid, center, fov, duration, fwhm,
                 tuple(warnings))  # fmt: skip
 
 

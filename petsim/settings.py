@@ -7,7 +7,10 @@ from typing import Literal
 
 from data_recipes.errors import UsageError
 
-DoseMode = Literal["thin"]
+DoseMode = Literal["thin", "window", "dose"]
+ScatterModel = Literal["simulated", "monte-carlo", "none"]
+RandomsModel = Literal["simulated", "none"]
+CorrectionKind = Literal["estimated", "oracle"]
 FullDose = Literal["source", "simulated"]
 
 
@@ -80,7 +83,8 @@ class SimulationSettings:
     scanner : str
         Name of a scanner, or a TOML file.
     mode : str
-        How counts are reduced.
+        How counts are reduced: "thin" (a shorter scan at the rates of the full dose), "window" (the middle of the scan) or
+        "dose" (a lower injected activity).
     preset : str
         Name in `PRESETS`.
     seed : int
@@ -102,6 +106,21 @@ class SimulationSettings:
         Relative standard deviation of crystal efficiencies.
     rays : int
         Rays a crystal pair in each direction, transaxial and axial, in the simulation.
+    scatter : str
+        Scatter in the data: "simulated" (single scatter simulation plus multiple scatter), "monte-carlo", or "none".
+    randoms : str
+        Randoms, 176Lu background and dead time in the data: "simulated" or "none".
+    corrections : str
+        Randoms, scatter, normalization and mu-map in the reconstruction: "estimated" from the noisy data of each dose and
+        realization, as a scanner does, or "oracle" for the true ones.
+    photons : int
+        Decays of the photon Monte Carlo that gives singles, dead time and multiple scatter.
+    drift : float
+        Relative standard deviation between the true crystal efficiencies and those used.
+    mu_shift : float
+        Scale of the random shift between the true mu-map and the one used; 0 for none, 1 for the usual one.
+    truncation_mm : float, optional
+        Diameter beyond which the mu-map in use knows nothing.
     backend : str
         What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
     """
@@ -124,12 +143,20 @@ class SimulationSettings:
     slab_mm: float | None = None
     efficiency_spread: float = 0.05
     rays: int = 2
+    scatter: ScatterModel = "simulated"
+    randoms: RandomsModel = "simulated"
+    corrections: CorrectionKind = "estimated"
+    photons: int = 1_000_000
+    drift: float = 0.01
+    mu_shift: float = 1.0
+    truncation_mm: float | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UsageError(f"--preset: '{self.preset}' is not known; known are {', '.join(PRESETS)}")
-        positive = ("duration_s", "counts", "fov_mm", "voxel_mm", "iterations", "subsets", "slab_mm", "realizations", "rays")
+        positive = ("duration_s", "counts", "fov_mm", "voxel_mm", "iterations", "subsets", "slab_mm", "realizations", "rays",
+                    "photons", "truncation_mm")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -137,8 +164,9 @@ class SimulationSettings:
                                  f"must be positive, got {value:g}")  # fmt: skip
         if self.filter_mm is not None and self.filter_mm < 0:
             raise UsageError(f"--filter-mm: must be 0 or more, got {self.filter_mm:g}")
-        if self.efficiency_spread < 0:
-            raise UsageError(f"--efficiency-spread: must be 0 or more, got {self.efficiency_spread:g}")
+        for name in ("efficiency_spread", "drift", "mu_shift"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name.replace('_', '-')}: must be 0 or more, got {getattr(self, name):g}")
 
     def ladder(self) -> tuple[float, ...]:
         """DRFs in ascending order, 1 first."""

@@ -1,25 +1,33 @@
 """One subject through the scanner: counts and images at every dose."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
+from data_recipes.isotopes import isotope
 from data_recipes.resample import resample, resample_labels
-from petsim.acquisition import NOT_MODELED, AcquisitionModel
-from petsim.counts import CountStream, storage
+from petsim.acquisition import COMPONENTS, AcquisitionModel
+from petsim.corrections import Estimator, add_multiple, dead_time_us_cm2, oracle, photon_efficiency
+from petsim.counts import CountStream, draw_by_component, draw_thinned, storage
 from petsim.dose import DoseLadder
+from petsim.dose_rates import DoseRates, dose_rates
 from petsim.filters import gaussian
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
-from petsim.physics.attenuation import survival
+from petsim.physics.monte_carlo import acceptance
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
+from petsim.physics.randoms import DelayedWindow
+from petsim.physics.resolution import add_positron_range
+from petsim.physics.scatter import single_scatter
+from petsim.physics.singles import Singles, no_singles, subject_singles
 from petsim.plan import Plan, plan_subject
 from petsim.projectors.choose import projector_class
-from petsim.recon.osem import osem
+from petsim.reconstruct import Reconstructor
 from petsim.settings import PRESETS, SimulationSettings
 
 Progress = Callable[[str, float], None]
@@ -63,24 +71,71 @@ class Simulation:
 
 
 def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
-    """Acquisition model of a planned subject; `--counts` scales the level."""
-    subject = plan.subject
+    """Acquisition model of a planned subject at the doses of the settings; `--counts` scales the duration."""
+    scanner, subject = plan.scanner, plan.subject
     assert subject.mu_per_cm is not None
-    efficiencies = crystal_efficiencies(plan.scanner, settings.efficiency_spread)
-    level = counts_per_activity(plan.scanner, settings.efficiency_spread) * plan.seconds
-    return AcquisitionModel(
+    singles = _singles(plan, settings)
+    isotope_name = subject.injection.isotope
+
+    def blur(image: np.ndarray) -> np.ndarray:
+        spacing = plan.simulation_grid.spacing_mm
+        sharp = image if subject.is_noisy else add_positron_range(image, spacing, isotope_name)
+        return gaussian(sharp, plan.fwhm_mm, spacing)
+
+    model = AcquisitionModel(
         layout=plan.layout,
         grid=plan.simulation_grid,
         center_mm=plan.center_mm,
         activity_bqml=resample(subject.activity_bqml, subject.grid, plan.simulation_grid),
         mu_per_cm=resample(subject.mu_per_cm, subject.grid, plan.simulation_grid),
-        fwhm_mm=plan.fwhm_mm,
-        efficiencies=efficiencies,
-        counts_per_unit=level,
+        blur=blur,
+        efficiencies=crystal_efficiencies(scanner, settings.efficiency_spread),
+        rates=_rates(plan, settings, singles, 1.0),
+        areas=singles.areas,
+        scatter=_scatter(plan, settings, singles),
         rays=settings.rays,
         operator=projector_class(settings.backend),
         support_mm=plan.fov_mm / 2,
     )
+    if settings.counts is None:
+        return model
+    total = expected_total(model)
+    if total <= 0:
+        raise DataError("no counts are expected at all; the activity lies outside the field of view")
+    return replace(model, rates=_rates(plan, settings, singles, settings.counts / total))
+
+
+def _rates(plan: Plan, settings: SimulationSettings, singles: Singles, scale: float) -> tuple[DoseRates, ...]:
+    level = counts_per_activity(plan.scanner, settings.efficiency_spread)
+    name = plan.subject.injection.isotope
+    tau = dead_time_us_cm2(plan.scanner)
+    return tuple(
+        dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale, tau) for d in settings.ladder()
+    )
+
+
+def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
+    """Singles of all of the subject, what lies outside the field of view included."""
+    if settings.randoms == "none" and settings.scatter == "none":
+        return no_singles(plan.scanner)
+    whole = plan.whole_subject
+    assert whole.mu_per_cm is not None
+    singles = subject_singles(
+        plan.scanner, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, plan.fov_mm,
+        isotope(whole.injection.isotope).branching, photon_efficiency(plan.scanner), settings.photons, settings.seed,
+    )  # fmt: skip
+    return singles if settings.randoms == "simulated" else replace(no_singles(plan.scanner), multiple_ratio=singles.multiple_ratio)
+
+
+def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
+    if settings.scatter == "none":
+        return None
+    whole = plan.whole_subject
+    assert whole.mu_per_cm is not None
+    single = single_scatter(
+        plan.layout, whole.activity_bqml[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)
+    )
+    return add_multiple(single, singles.multiple_ratio)
 
 
 def simulate_plan(
@@ -114,46 +169,52 @@ def simulate_plan(
     drfs = settings.ladder()
     noise_free_wanted = not plan.subject.is_noisy
     check_memory(plan, settings, budget_bytes)
+    progress("counting singles and scatter", 0.0)
     model = build_model(plan, settings)
-    scale = _count_scale(model, settings)
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
     store = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
-    held: dict[bytes, np.ndarray] = {}
-
-    def expected(views: np.ndarray) -> np.ndarray:
-        group = views.tobytes()
-        if group in held:
-            return held[group]
-        fresh = model.expected(views)
-        if scale != 1:
-            fresh *= np.float32(scale)
-        if store.expected_bytes:
-            held[group] = fresh
-        return fresh
-
-    recon = _Reconstructor(plan, model)
-    per_unit = model.counts_per_unit * scale
-    total_steps = settings.realizations * plan.preset.iterations * plan.preset.subsets
+    recording = _Recording(model, settings.mode, hold=bool(store.expected_bytes))
+    updates = plan.preset.iterations * plan.preset.subsets
+    estimator = Estimator.of(plan, settings, model) if settings.corrections == "estimated" else None
+    first_pass = plan.preset.subsets if estimator is not None and model.scatter is not None else 0
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        progress("reconstructing", done / total_steps)
+        progress("reconstructing", done / (settings.realizations * (updates + first_pass)))
 
-    images, counts, sinograms, noise_free = [], [], [], None
+    reconstructors: dict[int, Reconstructor] = {}
+    window = DelayedWindow.of(plan.layout) if settings.randoms == "simulated" else None
+    images, counts, sinograms, scales, noise_free = [], [], [], [], None
     for realization in range(settings.realizations):
-        ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization, settings.mode)
+        ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization)
         with_expected = noise_free_wanted and realization == 0
-        with CountStream(ladder, expected, store.counts) as stream:
+        wanted = len(drfs) + with_expected
+        with CountStream(partial(recording.draw, ladder), store.counts) as stream:
 
             def data(
                 views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected
             ) -> list[np.ndarray]:
                 drawn = stream.read(views)
-                return [drawn, expected(views)[None]] if with_expected else [drawn]
+                return [drawn, recording.expected(views)[None]] if with_expected else [drawn]
 
-            raw = recon.run(data, len(drfs) + with_expected, step)
+            if wanted not in reconstructors:
+                start = oracle(plan, model, wanted) if estimator is None else estimator.start(wanted)
+                reconstructors[wanted] = Reconstructor(plan, model.operator, start)
+            recon = reconstructors[wanted]
+            if estimator is not None:
+                if window is not None:
+                    rates = estimator.randoms(window, ladder, wanted)
+                    recon = recon.believing(replace(recon.corrections, rates=rates))
+                if model.scatter is not None:
+                    recon = estimator.first_scatter(recon, data, step)
+            order = list(range(plan.preset.subsets))
+            raw = recon.run(data, order, step)
+            if estimator is not None and model.scatter is not None and plan.preset.iterations > 1:
+                recon = estimator.refreshed(recon, raw, data)
+            scales.append(list(recon.corrections.scatter_scales))
+            raw = recon.finish(recon.run(data, order * (plan.preset.iterations - 1), step, raw))
             if keep_sinograms:
                 sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
                 for subset in range(plan.preset.subsets):
@@ -162,33 +223,96 @@ def simulate_plan(
                 sinograms.append(sinogram)
             totals = stream.totals()
         if with_expected:
-            noise_free = recon.finish(raw[-1], 1 / per_unit)
-        images.append(np.stack([recon.finish(r, d / per_unit) for r, d in zip(raw, drfs, strict=False)]))
-        counts += [
-            {"drf": d, "realization": realization, "mode": settings.mode, "seed": settings.seed, "prompts": int(n),
-             "trues": int(n), "scatter": 0, "randoms": 0, "nec": float(n)}
-            for d, n in zip(drfs, totals, strict=True)
-        ]  # fmt: skip
+            noise_free = raw[-1]
+        images.append(raw[: len(drfs)])
+        counts += _count_rows(settings, drfs, realization, totals, recording.sums())
     stack = np.stack(images, axis=1)
-    truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * recon.inside
+    inside = next(iter(reconstructors.values())).inside
+    truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * inside
     if settings.full_dose == "source":
         stack = insert_noise(truth, stack)
+    subject = plan.subject
+    assert subject.mu_per_cm is not None
     result = Simulation(
         grid=plan.grid,
         drfs=drfs,
         images=stack,
         noise_free=noise_free,
         activity_bqml=truth,
-        mu_per_cm=recon.mu_per_cm,
-        labels=None if plan.subject.labels is None else resample_labels(plan.subject.labels, plan.subject.grid, plan.grid),
+        mu_per_cm=resample(subject.mu_per_cm, subject.grid, plan.grid),
+        labels=None if subject.labels is None else resample_labels(subject.labels, subject.grid, plan.grid),
         counts=counts,
         sinograms=sinograms if keep_sinograms else None,
-        provenance=_provenance(plan, settings, scale),
+        provenance=_provenance(plan, settings, model, estimator, scales),
     )
     _add_figures(result, plan)
     if settings.full_dose == "source":
         _compare_noise(result, level)
     return result
+
+
+class _Recording:
+    """Expected counts at full dose, held where memory allows, and the counts drawn from them.
+
+    Parameters
+    ----------
+    model : AcquisitionModel
+    mode : str
+        Of the dose ladder.
+    hold : bool
+        Keep expected counts.
+    """
+
+    def __init__(self, model: AcquisitionModel, mode: str, hold: bool) -> None:
+        self._model, self._mode, self._hold = model, mode, hold
+        self._held: dict[bytes, np.ndarray] = {}
+        self._sums: dict[bytes, np.ndarray] = {}
+
+    def expected(self, views: np.ndarray) -> np.ndarray:
+        """Expected prompts at full dose, float32 (views, radial, tof, plane)."""
+        group = views.tobytes()
+        if group in self._held:
+            return self._held[group]
+        counts, sums = self._model.expected_and_totals(views)
+        if self._mode == "thin":
+            self._sums[group] = np.stack([sums.sum(axis=0) / r.drf for r in self._model.rates])
+        if self._hold:
+            self._held[group] = counts
+        return counts
+
+    def draw(self, ladder: DoseLadder, views: np.ndarray) -> np.ndarray:
+        """Counts at all doses, uint16 (dose, views, radial, tof, plane)."""
+        if self._mode == "thin":
+            return draw_thinned(ladder, self.expected(views), views)
+        components = self._model.components(views)
+        kept = {name: [self._model.kept(views, name, d) for d in range(len(ladder.drfs))] for name in COMPONENTS}
+        over_tof = {name: c.sum(axis=2, dtype=np.float64) for name, c in components.items()}
+        self._sums[views.tobytes()] = np.array(
+            [[(over_tof[name] * kept[name][d]).sum() for name in COMPONENTS] for d in range(len(ladder.drfs))]
+        )
+        return draw_by_component(ladder, components, kept, views)
+
+    def sums(self) -> np.ndarray:
+        """Expected counts by dose and component, float64 (dose, 3), in all views that were drawn."""
+        return np.sum(list(self._sums.values()), axis=0)
+
+
+def _count_rows(
+    settings: SimulationSettings, drfs: tuple[float, ...], realization: int, prompts: np.ndarray, sums: np.ndarray
+) -> list[dict[str, Any]]:
+    """Counts by dose: prompts as drawn, scatter and randoms as expected, trues the rest.
+
+    NEC = T^2 / (T + S + R) with T, S and R as expected, randoms from a smooth estimate (NEMA NU 2-2018, k = 1).
+    """
+    rows = []
+    for d, drawn, (trues, scatter, randoms) in zip(drfs, prompts.tolist(), sums.tolist(), strict=True):
+        total = trues + scatter + randoms
+        rows.append({
+            "drf": d, "realization": realization, "mode": settings.mode, "seed": settings.seed, "prompts": drawn,
+            "trues": drawn - round(scatter) - round(randoms), "scatter": round(scatter), "randoms": round(randoms),
+            "nec": trues**2 / total if total > 0 else 0.0,
+        })  # fmt: skip
+    return rows
 
 
 SAMPLED_VIEWS = 12
@@ -235,71 +359,6 @@ def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
         Same shape as `reconstructed`.
     """
     return source + (reconstructed - reconstructed[:1])
-
-
-class _Reconstructor:
-    """OSEM with the layout, mu-map and normalization of a plan."""
-
-    def __init__(self, plan: Plan, model: AcquisitionModel) -> None:
-        self.plan = plan
-        support = plan.fov_mm / 2
-        self.projector = model.operator(plan.layout, plan.grid, plan.center_mm, support)
-        plain = model.operator(plan.layout, plan.grid, plan.center_mm, support, tof=False)
-        subject = plan.subject
-        assert subject.mu_per_cm is not None
-        self.mu_per_cm = resample(subject.mu_per_cm, subject.grid, plan.grid)
-        self.psf_mm: tuple[float, float, float] = plan.scanner.given("resolution_fwhm_mm")
-        self.inside = plain.support
-        self.sensitivities = []
-        for subset in range(plan.preset.subsets):
-            sums = plain.new_sums(1)
-            for views in self.groups(subset):
-                factors = survival(plain.forward(self.mu_per_cm, views))
-                factors *= model.normalization(views)[:, :, None, :]
-                plain.add_back(sums, views, factors[None])
-            self.sensitivities.append(self.blur(plain.image_of(sums)[0]))
-
-    def groups(self, subset: int) -> Iterator[np.ndarray]:
-        """Views of a subset, a group at a time."""
-        views = self.plan.layout.subset_views(subset, self.plan.preset.subsets)
-        for first in range(0, len(views), self.plan.views_at_once):
-            yield views[first : first + self.plan.views_at_once]
-
-    def blur(self, image: np.ndarray) -> np.ndarray:
-        """Point spread function of the model."""
-        return gaussian(image, self.psf_mm, self.plan.grid.spacing_mm)
-
-    def run(self, data: Callable[[np.ndarray], list[np.ndarray]], images: int, step: Callable[[], None]) -> np.ndarray:
-        """OSEM of `data(views)`, stacks (n, views, ...) of all `images`; the result still carries the counts' constant."""
-
-        def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
-            sums = self.projector.new_sums(images)
-            prepared = self.projector.prepare(blurred)
-            for views in self.groups(subset):
-                first = 0
-                for stack in data(views):
-                    part = slice(first, first + len(stack))
-                    self.projector.add_em_back(sums[part], views, stack, prepared[part])
-                    first += len(stack)
-            return self.projector.image_of(sums)
-
-        start = np.broadcast_to(self.inside.astype(np.float32), (images, *self.plan.grid.shape))
-        return osem(start, em_back, self.sensitivities, self.blur, self.plan.preset.iterations, step)
-
-    def finish(self, image: np.ndarray, scale: float) -> np.ndarray:
-        """Scale to Bq/mL and post-filter."""
-        width = self.plan.preset.filter_mm
-        return gaussian(image * np.float32(scale), (width, width, width), self.plan.grid.spacing_mm)
-
-
-def _count_scale(model: AcquisitionModel, settings: SimulationSettings) -> float:
-    """Factor that brings the expected prompts to `--counts`."""
-    if settings.counts is None:
-        return 1.0
-    total = expected_total(model)
-    if total <= 0:
-        raise DataError("no counts are expected at all; the activity lies outside the field of view")
-    return settings.counts / total
 
 
 def expected_total(model: AcquisitionModel, every: int = 1) -> float:
@@ -364,7 +423,10 @@ def _compare_noise(result: Simulation, level: float) -> None:
         )
 
 
-def _provenance(plan: Plan, settings: SimulationSettings, scale: float) -> dict[str, Any]:
+def _provenance(
+    plan: Plan, settings: SimulationSettings, model: AcquisitionModel, estimator: Estimator | None,
+    scatter_scales: list[list[dict[str, Any]]],
+) -> dict[str, Any]:  # fmt: skip
     layout, preset = plan.layout, plan.preset
     merged = {
         "crystals": f"{layout.merge_transaxial} transaxial x {layout.merge_axial} axial",
@@ -373,10 +435,17 @@ def _provenance(plan: Plan, settings: SimulationSettings, scale: float) -> dict[
         if layout.is_tof
         else "no TOF",
     }
+    missing = [name for name, off in (("scatter", settings.scatter == "none"), ("randoms", settings.randoms == "none"),
+                                      ("dead time", settings.randoms == "none")) if off]  # fmt: skip
+    rates = [
+        {"drf": r.drf, "seconds": r.seconds, "mean_singles_cps": float(r.singles_cps.mean()),
+         "mean_live_fraction": float(r.live.mean())}
+        for r in model.rates
+    ]  # fmt: skip
     return {
         "scanner": plan.scanner.name,
         "scanner_title": plan.scanner.title,
-        "not_modeled": list(NOT_MODELED),
+        "not_modeled": missing,
         "realizations": "independent",
         "sensitivity_cps_per_kbq": plan.scanner.sensitivity_cps_per_kbq,
         "layout": {"views": layout.views, "radials": layout.radials, "tof_bins": layout.tof_bins,
@@ -384,15 +453,19 @@ def _provenance(plan: Plan, settings: SimulationSettings, scale: float) -> dict[
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
             "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")), "post_filter_fwhm_mm": preset.filter_mm,
-            "corrections": "true normalization; attenuation from the subject's mu-map on the reconstruction grid",
+            "corrections": settings.corrections,
+            "mu_mismatch": None if estimator is None else estimator.mismatch.describe(),
+            "normalization_drift": 0.0 if estimator is None else settings.drift,
+            "scatter_scales": scatter_scales,
         },
         "forward": {
             "blur_fwhm_mm": [round(v, 4) for v in plan.fwhm_mm], "rays_per_pair": settings.rays**2,
-            "voxel_mm": list(plan.simulation_grid.spacing_mm),
+            "voxel_mm": list(plan.simulation_grid.spacing_mm), "isotope": plan.subject.injection.isotope,
+            "scatter": settings.scatter, "randoms": settings.randoms,
         },
+        "rates": rates,
         "duration_s": plan.duration_s,
         "fov_mm": plan.fov_mm,
-        "count_scale": scale,
         "full_dose": settings.full_dose,
         "mu_source": plan.subject.mu_source,
         "truth_is_noisy": plan.subject.is_noisy,

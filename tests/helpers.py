@@ -53,7 +53,7 @@ def tof_weight(bins, width_mm, sigma_mm, sigmas, position_mm):
     return np.diff(erf(x / np.sqrt(2))) / (2 * erf(sigmas / np.sqrt(2)))
 
 
-def lor_ends(layout, view, radial, plane, shift=(0.0, 0.0)):
+def lor_ends(layout, view, radial, plane, shift=(0.0, 0.0, 0.0)):
     """3D end points of a bin, found by searching the ring pairs of its plane."""
     for seg in layout.segments():
         if seg.start <= plane < seg.start + seg.planes:
@@ -67,7 +67,7 @@ def lor_ends(layout, view, radial, plane, shift=(0.0, 0.0)):
         np.testing.assert_allclose(np.diff(z), z[1] - z[0])
         ends = [z[0] + r * (z[1] - z[0]) for r in rings]
     ends = [end + shift[1] * layout.ring_pitch_mm for end in ends]
-    x1, y1, x2, y2 = layout.transaxial_ends(np.array([view]), shift[0])[0, radial]
+    x1, y1, x2, y2 = layout.transaxial_ends(np.array([view]), shift[0], shift[2])[0, radial]
     return (x1, y1, ends[0]), (x2, y2, ends[1])
 
 

@@ -175,7 +175,7 @@ class CudaProjector:
         grid: Grid,
         center_mm: tuple[float, float, float] | None = None,
         support_mm: float | None = None,
-        shift: tuple[float, float] = (0.0, 0.0),
+        shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
         tof: bool = True,
     ) -> None:
         xp = cuda().xp
@@ -211,7 +211,7 @@ class CudaProjector:
     def _lines(self, views: np.ndarray | None) -> Any:
         """Transaxial ends (lines, 4) in mm of all (view, radial)."""
         views = np.arange(self.layout.views) if views is None else np.asarray(views)
-        return cuda().xp.asarray(self.layout.transaxial_ends(views, self.shift[0]).reshape(-1, 4))
+        return cuda().xp.asarray(self.layout.transaxial_ends(views, self.shift[0], self.shift[2]).reshape(-1, 4))
 
     def _chunks(self, lines: int) -> Iterator[slice]:
         at_once = max(1, CHUNK_BYTES // (4 * self.bins * self.layout.planes))

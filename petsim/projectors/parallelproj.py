@@ -244,7 +244,7 @@ class ParallelprojProjector:
         grid: Grid,
         center_mm: tuple[float, float, float] | None = None,
         support_mm: float | None = None,
-        shift: tuple[float, float] = (0.0, 0.0),
+        shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
         tof: bool = True,
     ) -> None:
         load_library()
@@ -264,7 +264,7 @@ class ParallelprojProjector:
 
     def _chunks(self, views: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """(view, radial) rows of the data as a slice of their flat index, with the end points of their LORs."""
-        lines = self.layout.transaxial_ends(views, self.shift[0]).reshape(-1, 2, 2)
+        lines = self.layout.transaxial_ends(views, self.shift[0], self.shift[2]).reshape(-1, 2, 2)
         at_once = max(1, END_POINT_BYTES // (2 * 3 * 4 * len(self._z)))
         for first in range(0, len(lines), at_once):
             part = lines[first : first + at_once]

@@ -58,7 +58,8 @@ class SinogramProjector:
     support_mm : float, optional
         Radius of the cylinder outside which the image counts as zero; lines are cut there. None: the whole grid.
     shift : tuple of float
-        Shift of all LORs, transaxially and axially, as a fraction of the merged crystal pitch (sub-crystal rays).
+        Shift of all LORs, transaxially and axially, as a fraction of the merged crystal pitch, and how much deeper in the
+        crystals, in mm, both ends lie (sub-crystal rays).
     tof : bool
         False gives the projector of the same LORs without TOF bins.
 
@@ -74,7 +75,7 @@ class SinogramProjector:
         grid: Grid,
         center_mm: tuple[float, float, float] | None = None,
         support_mm: float | None = None,
-        shift: tuple[float, float] = (0.0, 0.0),
+        shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
         tof: bool = True,
     ) -> None:
         self.layout, self.grid, self.shift = layout, grid, shift
@@ -89,7 +90,7 @@ class SinogramProjector:
         self.support = support_mask(grid, center_mm, support_mm)
 
         # Voxels (of one phase) that a LOR can climb from one step to the next, and over a block of steps.
-        self._ends = layout.transaxial_ends(np.arange(layout.views), shift[0])
+        self._ends = layout.transaxial_ends(np.arange(layout.views), shift[0], shift[2])
         shortest = np.hypot(*np.moveaxis(self._ends[..., 2:] - self._ends[..., :2], -1, 0)).min()
         climb = np.abs(self._sets[:, 0]).max() / shortest * math.sqrt(2) * max(vx, vy) / vz / self.phases
         per_phase = -(-nz // self.phases)
@@ -193,7 +194,8 @@ class SinogramProjector:
         data : ndarray
             (n, views, radial, tof, plane), float32 or unsigned integers.
         """
-        self._back(kernels.ADJOINT, sums, views, data, sums[:, 0], None)
+        # No image is read here; the kernel takes contiguous arrays only.
+        self._back(kernels.ADJOINT, sums, views, data, sums.reshape(-1, *sums.shape[2:]), None)
 
     def add_em_back(
         self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray, background: np.ndarray | None = None

@@ -49,7 +49,7 @@ def box_chords(ends, z, half):
 def errors_mm(layout, voxels_z, shift=0.0):
     """Line integrals less chords, (view, radial, plane), of a 400 x 400 mm image of 2 mm voxels."""
     grid = Grid.centered((200, 200, voxels_z), (2.0, 2.0, 2.0))
-    values = SinogramProjector(layout, grid, shift=(0.0, shift)).forward(np.ones(grid.shape, np.float32), VIEWS)
+    values = SinogramProjector(layout, grid, shift=(0.0, shift, 0.0)).forward(np.ones(grid.shape, np.float32), VIEWS)
     chords = box_chords(layout.transaxial_ends(VIEWS), layout.plane_z_mm(shift), np.array(grid.extent_mm) / 2)
     assert chords.max() > 400
     return values[:, :, 0] - chords

@@ -164,7 +164,7 @@ def test_constants_and_layouts_are_those_of_the_kernels(host):
 
 @pytest.mark.parametrize(("scanner", "options", "ratio"), CASES)
 @pytest.mark.parametrize("steps", [None, 5])
-@pytest.mark.parametrize(("shift", "support"), [((0.0, 0.0), None), ((0.2, -0.2), 45.0)])
+@pytest.mark.parametrize(("shift", "support"), [((0.0, 0.0, 0.0), None), ((0.2, -0.2, 3.0), 45.0)])
 def test_agrees_with_numba(gpu, monkeypatch, scanner, options, ratio, steps, shift, support):
     """Within 1e-5 of the LOR's value where that is not tiny beside its line's largest; with one tile and with several."""
     if steps:

@@ -35,7 +35,7 @@ def vision(tof, **options):
     layout = SinogramLayout(scanner, radials=200, span=9, max_ring_difference=22, merge_tof=16 if tof else 0,
                             tof_bins=13 if tof else 1)  # fmt: skip
     grid = Grid.centered((100, 100, 80), (4.0, 4.0, scanner.ring_spacing_mm), (3.0, -2.0, 5.0))
-    arguments = {"center_mm": (2.0, -4.0, 6.0), "shift": (0.2, -0.1), **options}
+    arguments = {"center_mm": (2.0, -4.0, 6.0), "shift": (0.2, -0.1, 3.0), **options}
     return SinogramProjector(layout, grid, **arguments), ParallelprojProjector(layout, grid, **arguments)
 
 

@@ -107,7 +107,7 @@ def reference(projector, image, view, radial, plane):
 
 
 @pytest.mark.parametrize(("scanner", "options", "ratio"), CASES)
-@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.2, -0.2)])
+@pytest.mark.parametrize("shift", [(0.0, 0.0, 0.0), (0.2, -0.2, 3.0)])
 def test_agrees_with_the_independent_projector(scanner, options, ratio, shift):
     projector = build(scanner, options, ratio, shift=shift)
     image = np.random.default_rng(1).random(projector.grid.shape).astype(np.float32)
@@ -264,8 +264,8 @@ def test_moving_the_object_by_a_ring_moves_the_planes():
 def test_sums_do_not_depend_on_how_views_are_cut():
     projector = build("tiny", {"span": 3, "max_ring_difference": 4, "merge_tof": 4}, 2)
     views = np.arange(projector.layout.views)
-    data = np.random.default_rng(0).random((1, *projector.data_shape(len(views)))).astype(np.float32)
-    whole, pieces = projector.new_sums(1), projector.new_sums(1)
+    data = np.random.default_rng(0).random((2, *projector.data_shape(len(views)))).astype(np.float32)
+    whole, pieces = projector.new_sums(2), projector.new_sums(2)
     projector.add_back(whole, views, data)
     for first in range(0, len(views), 5):
         projector.add_back(pieces, views[first : first + 5], data[:, first : first + 5])

@@ -1,0 +1,209 @@
+"""Corrections as a scanner finds them: from the noisy data and the mu-map of its own dose and realization."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from data_recipes.resample import resample
+from petsim.acquisition import AcquisitionModel
+from petsim.dose import DoseLadder
+from petsim.dose_rates import DoseRates
+from petsim.filters import gaussian
+from petsim.physics.mismatch import MuMismatch, apply_mismatch, draw_mismatch
+from petsim.physics.monte_carlo import acceptance
+from petsim.physics.normalization import drifted, normalization
+from petsim.physics.randoms import DelayedWindow
+from petsim.physics.scatter import ScatterTable, single_scatter
+from petsim.plan import Plan
+from petsim.reconstruct import Corrections, Reconstructor
+from petsim.settings import SimulationSettings
+
+SCATTER_FWHM_MM = 12.0
+"""Resolution of the image of the first pass whose scatter is simulated, in mm of additional blur."""
+
+FIRST_PASS = 0.6
+"""Part of the first pass that knows no scatter."""
+
+TAIL_SURVIVAL = 0.99
+"""LORs of which more than this survives pass beside the body."""
+
+TAIL_MARGIN_MM = 15.0
+"""So far from the body, so that no unscattered counts are blurred into the tails."""
+
+TAIL_GROUPS = 4
+"""Every so many-th group of views takes part in fitting tails."""
+
+Data = Callable[[np.ndarray], list[np.ndarray]]
+"""Views -> stacks (n, views, radial, tof, plane) of counts that together make up all images."""
+
+
+def first_pass(plan: Plan) -> tuple[range, range]:
+    """Subsets of the first pass, from which scatter is estimated: without any scatter, and with what was found then."""
+    alone = max(1, round(FIRST_PASS * plan.preset.subsets))
+    return range(alone), range(alone, plan.preset.subsets)
+
+
+def oracle(plan: Plan, model: AcquisitionModel, images: int) -> Corrections:
+    """The true corrections, for `images` images: all doses, and full dose once more for expected counts."""
+    subject = plan.subject
+    assert subject.mu_per_cm is not None
+    return Corrections(
+        mu_per_cm=resample(subject.mu_per_cm, subject.grid, plan.grid),
+        efficiencies=model.efficiencies,
+        rates=_by_image(model.rates, images),
+        areas=model.areas,
+        scatter=model.scatter,
+        shares_scatter=True,
+    )
+
+
+def _by_image(rates: tuple[DoseRates, ...], images: int) -> tuple[DoseRates, ...]:
+    return (rates + rates[:1])[:images]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Finds the corrections of a subject's realizations.
+
+    Parameters
+    ----------
+    plan : Plan
+    settings : SimulationSettings
+    model : AcquisitionModel
+        Only for what a scanner knows of itself: layout, durations, live fractions; and for the delayeds it would record.
+    mismatch : MuMismatch
+        Of the mu-map in use.
+    """
+
+    plan: Plan
+    settings: SimulationSettings
+    model: AcquisitionModel
+    mismatch: MuMismatch
+
+    @classmethod
+    def of(cls, plan: Plan, settings: SimulationSettings, model: AcquisitionModel) -> "Estimator":
+        """Estimator with the mismatch that the settings draw for the subject."""
+        truncation = None if settings.truncation_mm is None else settings.truncation_mm / 2
+        return cls(plan, settings, model, draw_mismatch(settings.seed, plan.subject.name, settings.mu_shift, truncation))
+
+    def start(self, images: int) -> Corrections:
+        """Mu-map and normalization in use, which all realizations share; randoms still true, no scatter."""
+        true = oracle(self.plan, self.model, images)
+        return replace(
+            true,
+            mu_per_cm=apply_mismatch(true.mu_per_cm, self.plan.grid, self.mismatch, self.plan.center_mm),
+            efficiencies=drifted(self.plan.scanner, self.model.efficiencies, self.settings.drift, self.settings.seed),
+            scatter=None,
+            shares_scatter=False,
+        )
+
+    def randoms(self, window: DelayedWindow, ladder: DoseLadder, images: int) -> tuple[DoseRates, ...]:
+        """Rates by image with singles from the delayeds of a realization (expected ones for an image beyond the doses)."""
+        rates = self.model.rates
+        estimated = estimate_randoms(window, rates, ladder)
+        if images > len(rates):
+            estimated += estimate_randoms(window, rates[:1], None)
+        return estimated
+
+    def first_scatter(self, start: Reconstructor, data: Data, step: Callable[[], None]) -> Reconstructor:
+        """Reconstructor with the scatter of a first pass of one iteration.
+
+        The pass begins without scatter, simulates that of its image, goes on with it, and simulates once more: without the
+        second time scatter would be too strong by what it adds to the image that it is simulated from.
+        """
+        first, last = first_pass(self.plan)
+        images = start.run(data, first, step)
+        if last:
+            images = self.refreshed(start, images, data).run(data, last, step, images)
+        return self.refreshed(start, images, data)
+
+    def refreshed(self, reconstructor: Reconstructor, raw: np.ndarray, data: Data) -> Reconstructor:
+        """The reconstructor with the single scatter of its images `raw`, smoothed, and scaled to the tails beside the body."""
+        plan, corrections = self.plan, reconstructor.corrections
+        images = [
+            gaussian(image / np.float32(r.counts_per_unit), (SCATTER_FWHM_MM,) * 3, plan.grid.spacing_mm)
+            for image, r in zip(raw, corrections.rates, strict=True)
+        ]
+        table = single_scatter(
+            plan.layout, np.stack(images), corrections.mu_per_cm, plan.grid, plan.center_mm, acceptance(plan.scanner)
+        )
+        scales = tuple(fit_tails(reconstructor, table, data))
+        table = table.with_factor([s["scale"] for s in scales])
+        return reconstructor.believing(replace(corrections, scatter=table, scatter_scales=scales))
+
+
+def estimate_randoms(
+    window: DelayedWindow, rates: tuple[DoseRates, ...], ladder: DoseLadder | None
+) -> tuple[DoseRates, ...]:
+    """Rates whose singles come from delayeds.
+
+    Parameters
+    ----------
+    window : DelayedWindow
+    rates : tuple of DoseRates
+        True ones, by dose.
+    ladder : DoseLadder, optional
+        Draws the delayeds; None takes the expected ones.
+
+    Returns
+    -------
+    tuple of DoseRates
+        With the estimated singles; the live fraction is known from the blocks' own counters.
+    """
+    recorded = [window.expected(r.singles_cps, r.extra_cps2, r.live, r.seconds) for r in rates]
+    if ladder is not None:
+        apart = replace(ladder, stream="delayeds")
+        full = apart.draw(recorded[0])
+        shares = np.divide(recorded, recorded[0], out=np.zeros((len(rates), *full.shape)), where=recorded[0] > 0)
+        nested = np.minimum.accumulate(np.minimum(shares, 1.0), axis=0)
+        drawn = apart.thin_by_bin(full.reshape(1, 1, -1), nested.reshape(len(rates), 1, -1))
+        recorded = list(drawn.reshape(-1, *full.shape))
+    singles = [window.singles(counts, r.seconds) / r.live for counts, r in zip(recorded, rates, strict=True)]
+    return tuple(replace(r, singles_cps=s, extra_cps2=0.0) for r, s in zip(rates, singles, strict=True))
+
+
+def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> list[dict[str, Any]]:
+    """Scale of the estimated scatter by image, from the counts in LORs beside the body.
+
+    Returns
+    -------
+    list of dict
+        scale, how ("fitted", "bounded" or "fallback"), counts in the tails.
+    """
+    corrections, layout = reconstructor.corrections, reconstructor.plan.layout
+    margin = math.ceil(TAIL_MARGIN_MM / layout.radial_pitch_mm)
+    tails = [TailSums() for _ in corrections.rates]
+    groups = [g for subset in range(reconstructor.plan.preset.subsets) for g in reconstructor.groups(subset)]
+    for views in groups[::TAIL_GROUPS]:
+        beside = ndimage.minimum_filter(reconstructor.survival(views), (1, 2 * margin + 1, 1)) > TAIL_SURVIVAL
+        norm = normalization(layout, corrections.efficiencies, views)
+        first = 0
+        for stack in data(views):
+            for k, counts in enumerate(stack, first):
+                factor = norm * reconstructor.live(views, k)
+                randoms = factor * reconstructor.random_rates(views, k) * np.float32(layout.tof_bins)
+                scatter = table.at(layout, views, k).sum(axis=2) * factor
+                scatter *= np.float32(corrections.rates[k].counts_per_unit)
+                tails[k].add(counts.sum(axis=2, dtype=np.float32), randoms, scatter, beside)
+            first += len(stack)
+    return [t.scale() for t in tails]
+
+
+# TEMPORARY
+def add_multiple(t, r):
+    return t.with_factor((1 + r,) * len(t.factors))
+def dead_time_us_cm2(s):
+    return 9.0
+def photon_efficiency(s):
+    return 1.0
+class TailSums:
+    def __init__(self):
+        self.d = self.s = 0.0
+    def add(self, c, r, s, m):
+        self.d += float((c - r)[m].sum(dtype=np.float64)); self.s += float(s[m].sum(dtype=np.float64))
+    def scale(self):
+        return {"scale": self.d / self.s, "how": "fitted", "counts": self.d}

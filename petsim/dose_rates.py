@@ -1,0 +1,82 @@
+"""Count rates at every dose: what a mode of the dose ladder changes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_recipes.isotopes import Isotope, decay_factor, effective_seconds, isotope, mean_decay_factor
+from petsim.physics.singles import Singles
+
+
+@dataclass(frozen=True)
+class DoseRates:
+    """Rates of one dose, averaged over its frame.
+
+    Parameters
+    ----------
+    drf : float
+    seconds : float
+        Time for which counts were taken.
+    counts_per_unit : float
+        Counts of a bin with normalization 1 for a line integral of 1 Bq/mL mm of the activity at scan start, full dose.
+    singles_cps : ndarray
+        (across, along) of `petsim.physics.singles.DetectorAreas`: singles a crystal of efficiency 1, dead time not counted;
+        the product of two is the mean product of both rates over the frame, but for `extra_cps2`.
+    extra_cps2 : float
+        Added to the products.
+    live : ndarray
+        (across, along): live fraction of the blocks.
+    """
+
+    drf: float
+    seconds: float
+    counts_per_unit: float
+    singles_cps: np.ndarray
+    extra_cps2: float
+    live: np.ndarray
+
+
+def dose_rates(
+    singles: Singles, drf: float, mode: str, duration_s: float, isotope_name: str, counts_per_activity: float, scale: float,
+    tau_area_us_cm2: float,
+) -> DoseRates:  # fmt: skip
+    """Rates of one dose.
+
+    thin: the frame is D times shorter at the rates of the full dose. window: the middle 1/D of the frame. dose: the
+    activity is D times lower, so that singles are a / D + b and the live fraction rises. Singles decay during the frame:
+    with the means f1 of exp(-k t) and f2 of exp(-2 k t), the mean product of two rates is a a f2 + (a b + b a) f1 + b b,
+    which is the product of (a sqrt(f2) + b f1 / sqrt(f2)) for both, plus b b (1 - f1^2 / f2).
+
+    Parameters
+    ----------
+    singles : Singles
+    drf : float
+    mode : str
+        "thin", "window" or "dose".
+    duration_s : float
+        Frame duration at full dose.
+    isotope_name : str
+    counts_per_activity : float
+        K of `petsim.physics.normalization.counts_per_activity`.
+    scale : float
+        Factor on the duration, for `--counts`.
+    tau_area_us_cm2 : float
+        Dead-time constant, see `Singles.live`.
+    """
+    iso = isotope(isotope_name)
+    window = duration_s / drf if mode == "window" else duration_s
+    start = decay_factor(iso, (duration_s - window) / 2)
+    f1 = start * mean_decay_factor(iso, window)
+    f2 = start**2 * mean_decay_factor(Isotope(iso.name, iso.half_life_s / 2, iso.branching), window)
+    lowered = drf if mode == "dose" else 1.0
+    shortened = 1.0 if mode == "dose" else drf
+    b = singles.lutetium_cps
+    unit = counts_per_activity * effective_seconds(iso, window) * start * scale
+    return DoseRates(
+        drf=drf,
+        seconds=duration_s * scale / shortened,
+        counts_per_unit=unit / (drf if mode != "window" else 1.0),
+        singles_cps=singles.activity_cps * (np.sqrt(f2) / lowered) + b * f1 / np.sqrt(f2),
+        extra_cps2=b * b * (1 - f1**2 / f2),
+        live=singles.live(lowered, f1, tau_area_us_cm2),
+    )

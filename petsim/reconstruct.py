@@ -1,0 +1,202 @@
+"""Reconstruction of counts with the corrections that a scanner would use."""
+
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from petsim.dose_rates import DoseRates
+from petsim.filters import gaussian
+from petsim.physics.attenuation import survival
+from petsim.physics.normalization import cos4_tilt, normalization
+from petsim.physics.randoms import Ends, end_product, tof_share
+from petsim.physics.scatter import ScatterTable
+from petsim.physics.singles import DetectorAreas
+from petsim.plan import Plan
+from petsim.projectors.contract import SinogramOperator
+from petsim.recon.osem import osem
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What the reconstruction believes.
+
+    Parameters
+    ----------
+    mu_per_cm : ndarray
+        On the reconstruction grid.
+    efficiencies : ndarray
+        (crystals_per_ring, rings).
+    rates : tuple of DoseRates
+        By image: duration, scale, live fractions, and singles for randoms.
+    areas : DetectorAreas
+    scatter : ScatterTable, optional
+    shares_scatter : bool
+        All images have the scatter of the table's image 0, instead of one of their own.
+    scatter_scales : tuple of dict
+        By image: scale that was put on the single scatter, and how it was found; JSON types.
+    """
+
+    mu_per_cm: np.ndarray
+    efficiencies: np.ndarray
+    rates: tuple[DoseRates, ...]
+    areas: DetectorAreas
+    scatter: ScatterTable | None = None
+    shares_scatter: bool = False
+    scatter_scales: tuple[dict[str, Any], ...] = ()
+
+
+class Reconstructor:
+    """OSEM of several images with the layout of a plan and their corrections.
+
+    Images carry the constant `counts_per_unit` of their rates until `finish`.
+
+    Parameters
+    ----------
+    plan : Plan
+    operator : callable
+        Makes projectors.
+    corrections : Corrections
+    """
+
+    def __init__(self, plan: Plan, operator: Callable[..., SinogramOperator], corrections: Corrections) -> None:
+        self.plan, self.corrections = plan, corrections
+        support = plan.fov_mm / 2
+        self._projector = operator(plan.layout, plan.grid, plan.center_mm, support)
+        self._plain = operator(plan.layout, plan.grid, plan.center_mm, support, tof=False)
+        self._mu = self._plain.prepare(corrections.mu_per_cm[None])[0]
+        self._psf_mm: tuple[float, float, float] = plan.scanner.given("resolution_fwhm_mm")
+        self.inside = self._plain.support
+        self._ends = self._ends_of(corrections)
+        # Images whose blocks were equally live share their sensitivity.
+        self._like = [
+            next(k for k, other in enumerate(corrections.rates) if np.array_equal(other.live, r.live))
+            for r in corrections.rates
+        ]
+        self._sensitivities = [self._sensitivity(subset) for subset in range(plan.preset.subsets)]
+
+    def _ends_of(self, corrections: Corrections) -> list[tuple[Ends, Ends]]:
+        """Singles and live fractions at the ends of LORs, by image."""
+        at_ends = corrections.areas.at_ends
+        return [(at_ends(self.plan.layout, r.singles_cps), at_ends(self.plan.layout, r.live)) for r in corrections.rates]
+
+    def _sensitivity(self, subset: int) -> np.ndarray:
+        own = sorted(set(self._like))
+        sums = self._plain.new_sums(len(own))
+        for views in self.groups(subset):
+            factors = self.survival(views)[:, :, None]
+            factors *= normalization(self.plan.layout, self.corrections.efficiencies, views)[:, :, None]
+            self._plain.add_back(sums, views, np.stack([factors * self.live(views, k)[:, :, None] for k in own]))
+        images = np.stack([self.blur(image) for image in self._plain.image_of(sums)])
+        return images if len(own) == 1 else images[[own.index(k) for k in self._like]]
+
+    def groups(self, subset: int) -> Iterator[np.ndarray]:
+        """Views of a subset, a group at a time."""
+        views = self.plan.layout.subset_views(subset, self.plan.preset.subsets)
+        for first in range(0, len(views), self.plan.views_at_once):
+            yield views[first : first + self.plan.views_at_once]
+
+    def survival(self, views: np.ndarray) -> np.ndarray:
+        """Survival of both photons by the mu-map in use, float32 (views, radial, plane)."""
+        return survival(self._plain.forward_prepared(self._mu, views))[:, :, 0]
+
+    def live(self, views: np.ndarray, image: int) -> np.ndarray:
+        """Live fraction of both blocks, float32 (views, radial, plane)."""
+        return end_product(self.plan.layout, self._ends[image][1], views)
+
+    def random_rates(self, views: np.ndarray, image: int) -> np.ndarray:
+        """Random counts a TOF bin over normalization and live fraction, float32 (views, radial, plane)."""
+        layout, rates = self.plan.layout, self.corrections.rates[image]
+        product = end_product(layout, self._ends[image][0], views) + np.float32(rates.extra_cps2)
+        window_s = 1e-9 * (self.plan.scanner.coincidence_window_ns or 0.0)
+        return product * np.float32(rates.seconds * window_s * tof_share(layout)) / cos4_tilt(layout, views)
+
+    def background(self, views: np.ndarray, first: int, images: int) -> np.ndarray:
+        """Scatter and randoms of some images over the factors of a bin, float32 (images, views, radial, tof, plane)."""
+        layout, scatter = self.plan.layout, self.corrections.scatter
+        out = np.zeros((images, len(views), *layout.shape[1:]), np.float32)
+        survive = self.survival(views)
+        for k in range(images):
+            rates = self.corrections.rates[first + k]
+            if scatter is not None:
+                out[k] = scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k)
+            _background(out[k], np.float32(rates.counts_per_unit), self.random_rates(views, first + k), survive)
+        return out
+
+    def blur(self, image: np.ndarray) -> np.ndarray:
+        """Point spread function of the model."""
+        return gaussian(image, self._psf_mm, self.plan.grid.spacing_mm)
+
+    def run(
+        self,
+        data: Callable[[np.ndarray], list[np.ndarray]],
+        order: Sequence[int],
+        step: Callable[[], None] = lambda: None,
+        start: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """OSEM.
+
+        Parameters
+        ----------
+        data : callable
+            Views -> stacks (n, views, ...) of counts, which together make up all images.
+        order : sequence of int
+            Subsets, one an update.
+        step : callable
+            Called after every update.
+        start : ndarray, optional
+            (images, x, y, z), as returned by an earlier run; None: uniform.
+
+        Returns
+        -------
+        ndarray
+            float32 (images, x, y, z), still with the constants of the counts.
+        """
+        images = len(self.corrections.rates)
+
+        def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
+            sums = self._projector.new_sums(images)
+            prepared = self._projector.prepare(blurred)
+            for views in self.groups(subset):
+                first = 0
+                for stack in data(views):
+                    part = slice(first, first + len(stack))
+                    more = self.background(views, first, len(stack))
+                    self._projector.add_em_back(sums[part], views, stack, prepared[part], more)
+                    first += len(stack)
+            return self._projector.image_of(sums)
+
+        if start is None:
+            start = np.broadcast_to(self.inside.astype(np.float32), (images, *self.plan.grid.shape))
+        return osem(start, em_back, self._sensitivities, self.blur, order, step)
+
+    def finish(self, images: np.ndarray) -> np.ndarray:
+        """Scale to Bq/mL at scan start and full dose, and post-filter."""
+        width = self.plan.preset.filter_mm
+        return np.stack([
+            gaussian(image / np.float32(r.counts_per_unit), (width, width, width), self.plan.grid.spacing_mm)
+            for image, r in zip(images, self.corrections.rates, strict=True)
+        ])  # fmt: skip
+
+    def believing(self, corrections: Corrections) -> "Reconstructor":
+        """The same with other randoms and scatter; all that sensitivities depend on must be equal."""
+        other = copy(self)
+        other.corrections, other._ends = corrections, other._ends_of(corrections)
+        return other
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _background(values, unit, randoms, survive):
+    """values <- (values unit + randoms) / survive."""
+    for v in nb.prange(values.shape[0]):
+        for r in range(values.shape[1]):
+            for t in range(values.shape[2]):
+                row, flat, through = values[v, r, t], randoms[v, r], survive[v, r]
+                for p in range(row.size):
+                    row[p] = (row[p] * unit + flat[p]) / through[p]
+
+
