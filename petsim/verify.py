@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from data_recipes.errors import DataError
 from petsim.cache.store import SubjectFile, array_sha256, build_index, read_index, sha256_of, subject_files
 
 SIGMAS = 6.0
-"""Counts further than this many binomial standard deviations from their expectation are a problem."""
+"""Counts further than this many standard deviations from their expectation are a problem."""
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check schema, hashes, finite values, count statistics and the index of a dataset.
+    """Check schema, hashes, finite values, count statistics, corrections and the index of a dataset.
 
     Returns
     -------
@@ -68,31 +69,119 @@ def _check_subject(f: SubjectFile) -> list[str]:
     shape = f.shape
     if f.dataset("recon").shape[2:] != shape or f.dataset("recon").shape[0] != len(f.drfs):
         problems.append(f"/recon has shape {f.dataset('recon').shape}, expected ({len(f.drfs)}, n, {shape})")
-    return problems + _check_counts(f)
+    return problems + _check_counts(f) + _check_corrections(f)
 
 
 def _check_counts(f: SubjectFile) -> list[str]:
-    """Thinned counts are binomial: mean n/d, variance n (1/d)(1 - 1/d)."""
     problems = []
     drfs, table = f.drfs, f.doses()
-    prompts = table["prompts"].astype(float)
+    prompts = table["prompts"]
     if drfs[0] != 1 or drfs != sorted(drfs):
         problems.append(f"DRFs are {drfs}, they must start at 1 and ascend")
-    for k, d in enumerate(drfs):
-        for r, full in enumerate(prompts[0]):
-            spread = math.sqrt(max(full / d * (1 - 1 / d), 0))
-            if abs(prompts[k, r] - full / d) > SIGMAS * spread + 0.5:
-                problems.append(
-                    f"DRF {d:g}, realization {r}: {prompts[k, r]:.0f} counts, expected {full / d:.0f} +- {spread:.0f}"
-                )
+    mode = str(f.h5["doses"].attrs["mode"])
+    problems += _check_thinned(drfs, prompts) if mode == "thin" else _check_nested(drfs, prompts, _regained(f))
+    if f.json("provenance").get("realizations") == "independent":
+        problems += _check_level(drfs, table)
+    for where, k, r in _places(drfs, prompts):
+        parts = [int(table[name][k, r]) for name in ("trues", "scatter", "randoms")]
+        if sum(parts) != prompts[k, r]:
+            problems.append(f"{where}: trues {parts[0]} + scatter {parts[1]} + randoms {parts[2]} are {sum(parts)}, "
+                            f"not the {prompts[k, r]} prompts")  # fmt: skip
+        # NEC comes from expected counts, prompts are drawn.
+        nec = float(table["nec"][k, r])
+        if nec > prompts[k, r] + SIGMAS * math.sqrt(nec) + 0.5:
+            problems.append(f"{where}: NEC {nec:.0f} is more than the {prompts[k, r]} prompts")
     if "sinogram" in f.h5:
         stored = f.dataset("sinogram")
         for k in range(stored.shape[0]):
             for r in range(stored.shape[1]):
                 total = sum(int(stored[k, r, v].sum(dtype=np.int64)) for v in range(stored.shape[2]))
                 if total != prompts[k, r]:
-                    problems.append(f"/sinogram sums to {total} at DRF {drfs[k]:g}, the table says {prompts[k, r]:.0f}")
+                    problems.append(f"/sinogram sums to {total} at DRF {drfs[k]:g}, the table says {prompts[k, r]}")
     return problems
+
+
+def _places(drfs: list[float], prompts: np.ndarray) -> Iterator[tuple[str, int, int]]:
+    """Every dose and realization: how a problem names it, and its indices."""
+    for k, d in enumerate(drfs):
+        for r in range(prompts.shape[1]):
+            yield f"DRF {d:g}, realization {r}", k, r
+
+
+def _check_thinned(drfs: list[float], prompts: np.ndarray) -> list[str]:
+    """Thinned counts are binomial: mean n/d, variance n (1/d)(1 - 1/d)."""
+    problems = []
+    for where, k, r in _places(drfs, prompts):
+        full, d = float(prompts[0, r]), drfs[k]
+        spread = math.sqrt(max(full / d * (1 - 1 / d), 0))
+        if abs(prompts[k, r] - full / d) > SIGMAS * spread + 0.5:
+            problems.append(f"{where}: {prompts[k, r]} counts, expected {full / d:.0f} +- {spread:.0f}")
+    return problems
+
+
+def _regained(f: SubjectFile) -> list[float]:
+    """Counts at every dose over those at the dose before it, where live time regains more than the dose takes; else 1."""
+    drfs = f.drfs
+    if str(f.h5["doses"].attrs["mode"]) != "dose":
+        return [1.0] * len(drfs)
+    live = [float(rate["mean_live_fraction"]) for rate in f.json("provenance")["rates"]]
+    return [1.0] + [max(1.0, drfs[k - 1] / drfs[k] * (live[k] / live[k - 1]) ** 2) for k in range(1, len(drfs))]
+
+
+def _check_nested(drfs: list[float], prompts: np.ndarray, regained: list[float]) -> list[str]:
+    """What a dose records is part of what the dose before it records, but for what regained live time adds."""
+    problems = []
+    for where, k, r in _places(drfs, prompts):
+        if k == 0:
+            continue
+        before = float(prompts[k - 1, r])
+        limit = before * regained[k]
+        if regained[k] > 1:
+            limit += SIGMAS * math.sqrt(limit)
+        if prompts[k, r] > limit:
+            problems.append(f"{where}: {prompts[k, r]} counts, more than the {before:.0f} of DRF {drfs[k - 1]:g}")
+    return problems
+
+
+def _check_level(drfs: list[float], table: dict[str, np.ndarray]) -> list[str]:
+    """Prompts are Poisson about their expectation, whose trues follow from NEC = T^2 / (T + S + R)."""
+    problems = []
+    for where, k, r in _places(drfs, table["prompts"]):
+        nec, prompts = float(table["nec"][k, r]), int(table["prompts"][k, r])
+        others = float(table["scatter"][k, r] + table["randoms"][k, r])
+        expected = (nec + math.sqrt(nec**2 + 4 * nec * others)) / 2 + others
+        # Scatter and randoms are rounded, each by half a count at most.
+        if not abs(prompts - expected) <= SIGMAS * math.sqrt(expected) + 2:
+            problems.append(f"{where}: {prompts} counts, but NEC, scatter and randoms are those of {expected:.0f}")
+    return problems
+
+
+def _check_corrections(f: SubjectFile) -> list[str]:
+    """Corrections that are said to be estimated differ from the true ones in everything that was to be estimated."""
+    settings, recon = f.json("configuration"), f.json("provenance").get("reconstruction", {})
+    if "estimated" not in (settings.get("corrections"), recon.get("corrections")):
+        return []
+    found = recon.get("by_realization", [])
+    if len(found) != f.dataset("recon").shape[1]:
+        return ["corrections are called estimated, but how they were found is not recorded"]
+    true = _equal_to_oracle(settings, found, len(f.drfs), bool(f.dataset("truth/mu")[()].any()))
+    if not true:
+        return []
+    return [f"corrections are called estimated, but {' and '.join(true)} equal the true ones (oracle)"]
+
+
+def _equal_to_oracle(settings: dict[str, Any], found: list[dict[str, Any]], doses: int, attenuates: bool) -> list[str]:
+    """Names of corrections that were to be estimated and are the true ones in any realization and dose."""
+    differences = [realization["estimated_minus_true"] for realization in found]
+    equal = {
+        "randoms": settings.get("randoms", "none") != "none"
+        and any(singles == 0 for d in differences for singles in d["singles"][:doses]),
+        "scatter": settings.get("scatter", "none") != "none"
+        and any(len(realization["scatter_scales"]) < doses for realization in found),
+        "normalization": settings.get("drift", 0) > 0 and any(d["normalization"] == 0 for d in differences),
+        "the mu-map": settings.get("mu_shift", 0) > 0 and attenuates and any(d["mu_per_cm"] == 0 for d in differences),
+    }
+    return [name for name, is_equal in equal.items() if is_equal]
 
 
 def _check_index(folder: Path, index: dict[str, Any]) -> list[str]:
