@@ -43,15 +43,24 @@ from petsim.physics.photons import (
     scattered_energy,
 )
 
-POINT_MM, PHI_MM, AXIAL_MM, SUB_BIN_MM, STEP_MM = 30.0, 60.0, 50.0, 20.0, 10.0
-"""Spacings: of scatter points; of detectors around and along the cylinder; of the TOF positions between which is interpolated;
-of samples along a ray."""
+POINT_MM, PHI_MM, SUB_BIN_MM, STEP_MM = 35.0, 80.0, 20.0, 15.0
+"""Spacings: of scatter points, of detectors around the cylinder, of the TOF positions between which one interpolates, and of
+samples along a ray."""
+
+VOXEL_MM = (12.0, 12.0, 8.0)
+"""Voxels to which images are averaged: less along z, since scatter from outside depends steeply on how far outside it is."""
+
+AXIAL_MM = (25.0, 60.0)
+"""Least and largest spacing of detectors along the cylinder: what comes from outside falls off steeply at the ends."""
 
 LEAST_MU_PER_CM = 0.002
 """Cells with less attenuation than this (air) scatter nothing."""
 
 LEAST_ACCEPTANCE = 1e-3
 """Scattering angles after which photons are accepted less often than this, relative to 511 keV, are left out."""
+
+SHEAR = (0.618034, 0.754878)
+"""Shifts of columns of scatter cells: reciprocals of the golden and the plastic number."""
 
 POINTS_AT_ONCE = 8
 ANGLES = 1024
@@ -155,11 +164,10 @@ def _tof_bin_mm(layout: SinogramLayout) -> float:
 
 def single_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm: np.ndarray, grid: Grid,
                    center_mm: tuple[float, float, float], acceptance: tuple[np.ndarray, np.ndarray], *,
-                   point_mm: float = POINT_MM, phi_mm: float = PHI_MM, axial_mm: float = AXIAL_MM,
-                   ) -> ScatterTable:  # fmt: skip
+                   point_mm: float = POINT_MM, axial_mm: float | None = None, phi_mm: float = PHI_MM) -> ScatterTable:  # fmt: skip
     """Single scatter of several images that share a mu-map.
 
-    Images are averaged to voxels of about half of `point_mm`. Scatter points are the centers of mass of mu in cells of about
+    Images are averaged to voxels of about `VOXEL_MM`. Scatter points are the centers of mass of mu in cells of about
     `point_mm`; every pair of detectors sums over all of them, and every sum holds the whole TOF shape.
 
     Parameters
@@ -175,16 +183,17 @@ def single_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm:
         The scanner's center in the grid's coordinates.
     acceptance : tuple of ndarray
         Energies [keV], ascending, and the share of photons of that energy that the scanner accepts.
-    point_mm, phi_mm, axial_mm : float
-        Spacing of scatter points, and of detectors around and along the cylinder.
+    point_mm, axial_mm, phi_mm : float
+        Spacing of scatter points, and of detectors along (None: by the scanner's length) and around the cylinder.
 
     Returns
     -------
     ScatterTable
         In Bq/mL mm of unscattered annihilations, see the module's docstring.
     """
-    radius = layout.scanner.radius_mm
-    image, origin, voxel = _coarse(activity_bqml, mu_per_cm, grid, center_mm, point_mm / 2)
+    radius, length = layout.scanner.radius_mm, layout.scanner.axial_length_mm
+    axial_mm = axial_mm or float(np.clip(length / 18, *AXIAL_MM))
+    image, origin, voxel = _coarse(activity_bqml, mu_per_cm, grid, center_mm)
     points, scales = _scatter_points(image[..., 0], origin, voxel, point_mm)
     phis = 2 * math.ceil(math.pi * radius / phi_mm)
     angles = np.arange(phis) * (2 * math.pi / phis)
@@ -215,13 +224,13 @@ def single_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm:
     return ScatterTable(_finish(table, z, radius, first_difference), (1.0,) * n, first_difference, tuple(z.tolist()), width)
 
 
-def _coarse(activity: np.ndarray, mu: np.ndarray, grid: Grid, center_mm: tuple[float, float, float], size_mm: float
+def _coarse(activity: np.ndarray, mu: np.ndarray, grid: Grid, center_mm: tuple[float, float, float]
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Block averages (x, y, z, channel) of mu [1/mm] and activities in a border of zeros, first center and voxel in mm."""
     for image in (mu, *activity):
         if image.shape != grid.shape:
             raise DataError(f"image has shape {image.shape}, its grid {grid.shape}; give all on one grid")
-    blocks = [max(1, round(size_mm / d)) for d in grid.spacing_mm]
+    blocks = [max(1, round(size / d)) for size, d in zip(VOXEL_MM, grid.spacing_mm, strict=True)]
     edges = [np.arange(0, n, b) for n, b in zip(grid.shape, blocks, strict=True)]
     channels = -(-(len(activity) + 1) // kernels.LANES) * kernels.LANES
     out = np.zeros((*(len(e) + 2 for e in edges), channels), np.float32)
@@ -233,9 +242,8 @@ def _coarse(activity: np.ndarray, mu: np.ndarray, grid: Grid, center_mm: tuple[f
         out[1:-1, 1:-1, 1:-1, channel] = total / np.float32(math.prod(blocks) * (10 if channel == 0 else 1))
     voxel = np.array([b * d for b, d in zip(blocks, grid.spacing_mm, strict=True)])
     origin = np.array(grid.origin_mm) - np.array(grid.spacing_mm) / 2 - np.array(center_mm) - voxel / 2
-    filled = (out > 0).any(axis=3)
     for axis in range(3):
-        some = np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis)))
+        some = np.flatnonzero(np.moveaxis(out, axis, 0).reshape(out.shape[axis], -1).max(axis=1) > 0)
         low, high = (some[0], some[-1]) if len(some) else (1, 1)
         out = np.take(out, np.arange(low - 1, high + 2), axis=axis)
         origin[axis] += (low - 1) * voxel[axis]
@@ -243,22 +251,26 @@ def _coarse(activity: np.ndarray, mu: np.ndarray, grid: Grid, center_mm: tuple[f
 
 
 def _scatter_points(mu: np.ndarray, origin: np.ndarray, voxel: np.ndarray, size_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scatter points (n, 3) in mm and their mu x volume [mm^2], ordered along z."""
-    blocks = [max(1, round(size_mm / d)) for d in voxel]
-    edges = [np.arange(0, n, b) for n, b in zip(mu.shape, blocks, strict=True)]
+    """Scatter points (n, 3) in mm and their mu x volume [mm^2], ordered along z.
 
-    def summed(values: np.ndarray) -> np.ndarray:
-        for axis in range(3):
-            values = np.add.reduceat(values, edges[axis], axis=axis)
-        return values
-
-    weight = mu.astype(np.float64)
-    total = summed(weight)
-    kept = total > LEAST_MU_PER_CM / 10 * math.prod(blocks)
-    places = np.meshgrid(*(o + d * np.arange(n) for o, d, n in zip(origin, voxel, mu.shape, strict=True)), indexing="ij")
-    points = np.stack([summed(weight * p)[kept] / total[kept] for p in places], axis=-1)
+    One in every cell's center of mass. Neighboring columns of cells are shifted by irrational fractions, as bricks are laid:
+    points in common planes would all miss, or meet, where scatter changes steeply.
+    """
+    filled = np.nonzero(mu > 0)
+    if not len(filled[0]):
+        return np.zeros((0, 3)), np.zeros(0)
+    weight = mu[filled].astype(np.float64) * voxel.prod()
+    places = np.stack([o + d * n for o, d, n in zip(origin, voxel, filled, strict=True)])
+    x = np.floor(places[0] / size_mm)
+    y = np.floor(places[1] / size_mm + SHEAR[0] * x)
+    z = np.floor(places[2] / size_mm + SHEAR[0] * y + SHEAR[1] * x)
+    cells = [(c - c.min()).astype(np.int64) for c in (z, y, x)]
+    cell = np.ravel_multi_index(cells, [c.max() + 1 for c in cells])
+    total = np.bincount(cell, weight)
+    kept = total > LEAST_MU_PER_CM / 10 * size_mm**3
+    points = np.stack([np.bincount(cell, weight * p)[kept] / total[kept] for p in places], axis=1)
     order = np.argsort(points[:, 2], kind="stable")
-    return points[order], (total[kept] * voxel.prod())[order]
+    return points[order], total[kept][order]
 
 
 def _detector_z(layout: SinogramLayout, spacing_mm: float) -> np.ndarray:
@@ -305,14 +317,14 @@ def _tof_response(layout: SinogramLayout, samples: int, subs: int, voxel_mm: flo
 
     Bin m of sample j for a point at sub / subs of a bin: the TOF kernel over the bin, j + 1/2 steps away from the point. The
     kernel's variance is less by what interpolation between sub-bins (h^2 / 6 on average) and in voxels of edge d (d^2 / 4,
-    averaging included) adds, but not by more than half.
+    averaging included) adds, but not by more than three quarters.
     """
     if not layout.is_tof:
         # All in one bin, which as a sub-bin further on is the next.
         return np.zeros(samples, np.int64), np.broadcast_to(np.eye(2, dtype=np.float32), (samples, 2, 2))
     width = layout.tof_bin_mm
     added = (width / subs) ** 2 / 6 + voxel_mm**2 / 4
-    sigma = math.sqrt(max(layout.tof_sigma_mm**2 - added, layout.tof_sigma_mm**2 / 2))
+    sigma = math.sqrt(max(layout.tof_sigma_mm**2 - added, layout.tof_sigma_mm**2 / 4))
     distance = (np.arange(samples) + 0.5) * STEP_MM
     first = np.floor((distance - TOF_SIGMAS * sigma) / width + 0.5).astype(np.int64)
     count = math.ceil((2 * TOF_SIGMAS * sigma + width) / width) + 1

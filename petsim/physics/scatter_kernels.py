@@ -1,6 +1,7 @@
 """Loops of the scatter estimate (numba, CPU): rays from scatter points to detectors, sums over pairs, interpolation.
 
-Detectors are nodes (phi, z) on the cylinder of LOR ends. All work on bare arrays prepared by `petsim.physics.scatter`. Each output number is summed by one thread in a fixed order, so results do not depend on the number of threads.
+Detectors are nodes (phi, z) on the cylinder of LOR ends. Everything works on bare arrays that `petsim.physics.scatter`
+prepares. Each output number is summed by one thread in a fixed order, so results do not depend on the number of threads.
 """
 
 import math
