@@ -175,11 +175,13 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
         scale, how ("fitted", "bounded" or "fallback"), counts in the tails.
     """
     corrections, layout = reconstructor.corrections, reconstructor.plan.layout
-    margin = math.ceil(TAIL_MARGIN_MM / layout.radial_pitch_mm)
+    # One bin more, since a bin sees half a bin beyond its own edges; planes are half a ring apart, or a whole one.
+    around, along = (math.ceil(TAIL_MARGIN_MM / mm) + 1 for mm in (layout.radial_pitch_mm, layout.ring_pitch_mm / 2))
+    size = (1, 2 * around + 1, 2 * along + 1)
     tails = [TailSums() for _ in corrections.rates]
     groups = [g for subset in range(reconstructor.plan.preset.subsets) for g in reconstructor.groups(subset)]
     for views in groups[::TAIL_GROUPS]:
-        beside = ndimage.minimum_filter(reconstructor.survival(views), (1, 2 * margin + 1, 1)) > TAIL_SURVIVAL
+        beside = ndimage.minimum_filter(reconstructor.survival(views), size) > TAIL_SURVIVAL
         norm = normalization(layout, corrections.efficiencies, views)
         first = 0
         for stack in data(views):
@@ -191,6 +193,31 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
                 tails[k].add(counts.sum(axis=2, dtype=np.float32), randoms, scatter, beside)
             first += len(stack)
     return [t.scale() for t in tails]
+
+
+def differences(used: Corrections, true: Corrections) -> dict[str, Any]:
+    """How far the corrections in use are from the true ones, JSON types.
+
+    Returns
+    -------
+    dict
+        mu_per_cm: rms difference over the body; normalization: rms relative difference of crystal efficiencies;
+        singles: rms relative difference by image.
+    """
+    body, real = true.mu_per_cm > 0, true.efficiencies > 0
+
+    def rms(values: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(values.astype(np.float64) ** 2))) if values.size else 0.0
+
+    singles = [
+        rms((u.singles_cps - t.singles_cps) / t.singles_cps.mean()) if t.singles_cps.any() else 0.0
+        for u, t in zip(used.rates, true.rates, strict=True)
+    ]
+    return {
+        "mu_per_cm": rms((used.mu_per_cm - true.mu_per_cm)[body]),
+        "normalization": rms((used.efficiencies / np.where(real, true.efficiencies, 1) - 1)[real]),
+        "singles": singles,
+    }
 
 
 # TEMPORARY

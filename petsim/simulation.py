@@ -13,7 +13,7 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import isotope
 from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, add_multiple, dead_time_us_cm2, oracle, photon_efficiency
+from petsim.corrections import Estimator, add_multiple, dead_time_us_cm2, differences, oracle, photon_efficiency
 from petsim.counts import CountStream, draw_by_component, draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.dose_rates import DoseRates, dose_rates
@@ -186,7 +186,7 @@ def simulate_plan(
 
     reconstructors: dict[int, Reconstructor] = {}
     window = DelayedWindow.of(plan.layout) if settings.randoms == "simulated" else None
-    images, counts, sinograms, scales, noise_free = [], [], [], [], None
+    images, counts, sinograms, found, noise_free = [], [], [], [], None
     for realization in range(settings.realizations):
         ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization)
         with_expected = noise_free_wanted and realization == 0
@@ -213,7 +213,10 @@ def simulate_plan(
             raw = recon.run(data, order, step)
             if estimator is not None and model.scatter is not None and plan.preset.iterations > 1:
                 recon = estimator.refreshed(recon, raw, data)
-            scales.append(list(recon.corrections.scatter_scales))
+            found.append({
+                "scatter_scales": list(recon.corrections.scatter_scales),
+                "estimated_minus_true": differences(recon.corrections, oracle(plan, model, wanted)),
+            })  # fmt: skip
             raw = recon.finish(recon.run(data, order * (plan.preset.iterations - 1), step, raw))
             if keep_sinograms:
                 sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
@@ -243,7 +246,7 @@ def simulate_plan(
         labels=None if subject.labels is None else resample_labels(subject.labels, subject.grid, plan.grid),
         counts=counts,
         sinograms=sinograms if keep_sinograms else None,
-        provenance=_provenance(plan, settings, model, estimator, scales),
+        provenance=_provenance(plan, settings, model, estimator, found),
     )
     _add_figures(result, plan)
     if settings.full_dose == "source":
@@ -425,7 +428,7 @@ def _compare_noise(result: Simulation, level: float) -> None:
 
 def _provenance(
     plan: Plan, settings: SimulationSettings, model: AcquisitionModel, estimator: Estimator | None,
-    scatter_scales: list[list[dict[str, Any]]],
+    found: list[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     layout, preset = plan.layout, plan.preset
     merged = {
@@ -456,7 +459,7 @@ def _provenance(
             "corrections": settings.corrections,
             "mu_mismatch": None if estimator is None else estimator.mismatch.describe(),
             "normalization_drift": 0.0 if estimator is None else settings.drift,
-            "scatter_scales": scatter_scales,
+            "by_realization": found,
         },
         "forward": {
             "blur_fwhm_mm": [round(v, 4) for v in plan.fwhm_mm], "rays_per_pair": settings.rays**2,

@@ -66,9 +66,7 @@ def test_randoms_of_two_detectors_are_2_tau_s_s():
     pairs = sum(
         int((real[a] & real[b]).sum()) for v in range(LAYOUT.views) for a, b in zip(*LAYOUT.crystal_pairs(v), strict=True)
     ) * sum(abs(i - j) <= 15 for i in range(16) for j in range(16))
-    assert delayeds.sum(dtype=np.float64) == pytest.approx(
-        pairs * 4.7e-9 * (rate**2 + 3.0) * live**2 * seconds, rel=1e-5
-    )
+    assert delayeds.sum(dtype=np.float64) == pytest.approx(pairs * 4.7e-9 * (rate**2 + 3.0) * live**2 * seconds, rel=1e-5)
 
 
 def test_singles_come_back_from_expected_delayeds():

@@ -14,8 +14,7 @@ from data_recipes.phantoms.analytic import cylinder, line_source
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
 from petsim import counts
-from petsim.acquisition import ray_shifts
-from petsim.counts import CountStream, storage
+from petsim.counts import draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.noise import sphere
 from petsim.physics.attenuation import survival
@@ -33,10 +32,10 @@ def test_a_70_cm_line_source_gives_the_published_sensitivity(scanner):
 
     The source is 30 mm thick, wider than the distance of merged LORs, so that no sampling error of theirs enters.
     """
-    settings = SimulationSettings(scanner=scanner, preset="fast", center_mm=0.0)
+    settings = SimulationSettings(scanner=scanner, preset="fast", center_mm=0.0, duration_s=1.0, scatter="none", randoms="none")
     source = line_source(diameter_mm=30.0)
     plan = plan_subject(source, settings)
-    rate = expected_total(build_model(plan, settings), every=5) / plan.seconds
+    rate = expected_total(build_model(plan, settings), every=5)
     assert abs(rate / (source.total_mbq() * 1e3) / plan.scanner.sensitivity_cps_per_kbq - 1) < 0.02
 
 
@@ -51,12 +50,6 @@ def test_counts_follow_duration_decay_and_branching():
 
 def test_survival_through_20_cm_of_tissue():
     assert survival(np.float32(0.096 * 200)) == pytest.approx(np.exp(-0.096 * 20), rel=1e-6)
-
-
-@pytest.mark.parametrize("rays", [2, 3, 4])
-def test_rays_have_the_variance_of_a_crystal_pair(rays):
-    shifts = np.array(ray_shifts(rays))
-    assert shifts.mean() == pytest.approx(0) and np.mean(shifts**2) == pytest.approx(1 / 24)
 
 
 def test_virtual_crystals_see_nothing_and_merged_bins_sum_their_parts():
@@ -85,16 +78,20 @@ def test_virtual_crystals_see_nothing_and_merged_bins_sum_their_parts():
     assert merged.min() >= 0
 
 
-def test_images_have_the_activity_of_the_subject():
-    """Absolute scale end to end: a uniform cylinder is reconstructed at its concentration, at every dose."""
+@pytest.mark.parametrize(("corrections", "within"), [("oracle", 0.005), ("estimated", 0.03)])
+def test_images_have_the_activity_of_the_subject(corrections, within):
+    """Absolute scale end to end: a uniform cylinder is reconstructed at its concentration, at every dose.
+
+    With estimated corrections it may be off as it is on a scanner: by scatter, mu-map and normalization.
+    """
     subject = cylinder(radius_mm=90.0, length_mm=160.0, bqml=8000.0)
-    result = petsim.simulate(subject, "biograph_vision_600", drf=[10], preset="fast")
+    result = petsim.simulate(subject, "biograph_vision_600", drf=[10], preset="fast", corrections=corrections)
     x, y, z = (result.grid.axis_mm(a) for a in range(3))
     inside = (np.hypot(x[:, None], y[None, :]) < 60)[:, :, None] & (np.abs(z) < 40)[None, None, :]
     assert result.noise_free is not None
-    assert result.noise_free[inside].mean() == pytest.approx(8000, rel=0.005)
+    assert result.noise_free[inside].mean() == pytest.approx(8000, rel=within)
     for image in result.images[:, 0]:
-        assert image[inside].mean() == pytest.approx(8000, rel=0.01)
+        assert image[inside].mean() == pytest.approx(result.noise_free[inside].mean(), rel=0.01)
 
 
 @pytest.mark.parametrize("place", ["disk", "redrawn"])
@@ -135,7 +132,7 @@ def test_independent_realizations_are_poisson():
     plan = plan_subject(cylinder(length_mm=80.0), settings)
     views = np.array([3])
     expected = build_model(plan, settings).expected(views)
-    draws = np.stack([CountStream(DoseLadder((1.0, 4.0), 0, "x", r), lambda v: expected, "redrawn").read(views)[:, 0]
+    draws = np.stack([draw_thinned(DoseLadder((1.0, 4.0), 0, "x", r), expected, views)[:, 0]
                       for r in range(60)]).astype(float)  # fmt: skip
     for k, d in enumerate((1, 4)):
         used = expected[0] / d > 0.05
@@ -174,7 +171,7 @@ def liver_scans():
     box, _ = noise_region(patient.activity_bqml, patient.labels, patient.label_names, patient.grid)
     assert box is not None
     middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
-    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12,
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12, corrections="oracle",
                                   center_mm=middle)  # fmt: skip
     result = simulate_plan(plan_subject(patient, settings), settings)
     box, how = noise_region(result.activity_bqml, result.labels, patient.label_names, result.grid)
@@ -217,7 +214,7 @@ def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
     box, _ = noise_region(scan.activity_bqml, None, {}, scan.grid)
     assert box is not None
     middle = float(scan.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
-    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8,
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8, corrections="oracle",
                                   center_mm=middle, slab_mm=80.0, iterations=1)  # fmt: skip
     plan = plan_subject(scan, settings)
     simulated = simulate_plan(plan, settings)
