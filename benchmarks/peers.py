@@ -2,9 +2,10 @@
 
     PETSIM_PARALLELPROJ_LIBS=shipped=/path/a.so:native=/path/b.so OMP_NUM_THREADS=1 python -m benchmarks.peers case.npz
 
-prints one JSON line. Without PETSIM_PARALLELPROJ_LIBS, what `load_library` finds is timed. A case holds `calls` (names of
-fields of `petsim.projectors.parallelproj.Library`), `lor_start` and `lor_end` (n, 3), `image`, `origin_mm` and
-`voxel_mm`; for TOF also `tof` (bin width and kernel sigma in mm, bins) and, for events, `event_bin`.
+prints one JSON line. The flags that a library was built with go into it from a text file beside it (/path/a.so.flags).
+Without PETSIM_PARALLELPROJ_LIBS, what `load_library` finds is timed. A case holds `calls` (names of fields of
+`petsim.projectors.parallelproj.Library`), `lor_start` and `lor_end` (n, 3), `image`, `origin_mm` and `voxel_mm`; for TOF
+also `tof` (bin width and kernel sigma in mm, bins) and, for events, `event_bin`.
 """
 
 import json
@@ -49,6 +50,13 @@ def libraries() -> dict[str, Library]:
         return {}
 
 
+def build_flags() -> dict[str, str]:
+    """Compiler flags by name of the libraries, of those that have a text file of them."""
+    paths = dict(item.partition("=")[::2] for item in os.environ.get(LIBRARIES_VARIABLE, "").split(":") if item)
+    files = {name: Path(f"{path}.flags") for name, path in paths.items()}
+    return {name: file.read_text().strip() for name, file in files.items() if file.exists()}
+
+
 def rates(library: Library, case: dict[str, np.ndarray]) -> dict[str, float]:
     """Million LORs a second of the calls that the case names."""
     start, end, image, origin, voxel = (np.ascontiguousarray(case[name], np.float32) for name in
@@ -84,8 +92,15 @@ def main(path: str) -> None:
     """Time a case file with every library and print one JSON line."""
     with np.load(path) as file:
         case = dict(file)
+    flags = build_flags()
     peers = [
-        {"name": name, "version": library.version, "how": library.how, "mlor_per_s": rates(library, case)}
+        {
+            "name": name,
+            "version": library.version,
+            "how": library.how,
+            "flags": flags.get(name, "unknown"),
+            "mlor_per_s": rates(library, case),
+        }
         for name, library in libraries().items()
     ]
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count()
