@@ -83,6 +83,8 @@ class ScatterTable:
         Axial detector positions from the scanner's center.
     tof_bin_mm : float
         Width of the layout's TOF bins, 0 without TOF.
+    radius_mm : float
+        Of the cylinder of detectors.
     """
 
     values: np.ndarray
@@ -90,6 +92,7 @@ class ScatterTable:
     first_difference: int
     detector_z_mm: tuple[float, ...]
     tof_bin_mm: float
+    radius_mm: float
 
     def at(self, layout: SinogramLayout, views: np.ndarray, image: int = 0) -> np.ndarray:
         """Scatter of an image in the bins of some views.
@@ -164,7 +167,8 @@ def _tof_bin_mm(layout: SinogramLayout) -> float:
 
 def single_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm: np.ndarray, grid: Grid,
                    center_mm: tuple[float, float, float], acceptance: tuple[np.ndarray, np.ndarray], *,
-                   point_mm: float = POINT_MM, axial_mm: float | None = None, phi_mm: float = PHI_MM) -> ScatterTable:  # fmt: skip
+                   point_mm: float = POINT_MM, axial_mm: float | None = None, phi_mm: float = PHI_MM
+                   ) -> ScatterTable:  # fmt: skip
     """Single scatter of several images that share a mu-map.
 
     Images are averaged to voxels of about `VOXEL_MM`. Scatter points are the centers of mass of mu in cells of about
@@ -221,7 +225,8 @@ def single_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm:
         kernels.add_pairs(some, scale, angles, z, radius, reach, first_difference, rays, used, forward, backward, lowest,
                           angular, lowest_cos, 0.5 / width if width else 0.0, table)  # fmt: skip
     table = table.reshape(*table.shape[:4], bins, n)
-    return ScatterTable(_finish(table, z, radius, first_difference), (1.0,) * n, first_difference, tuple(z.tolist()), width)
+    values = _finish(table, z, radius, first_difference)
+    return ScatterTable(values, (1.0,) * n, first_difference, tuple(z.tolist()), width, radius)
 
 
 def _coarse(activity: np.ndarray, mu: np.ndarray, grid: Grid, center_mm: tuple[float, float, float]
@@ -346,10 +351,17 @@ def _finish(table: np.ndarray, z: np.ndarray, radius: float, first_difference: i
     out[:, :, :stored] = np.moveaxis(table * tilt[:, None, :, None, None].astype(np.float32), (4, 5), (3, 0)).reshape(
         n, phis, stored, bins, rings, differences
     )
+    fill_mirrored(out)
+    return out
+
+
+def fill_mirrored(values: np.ndarray) -> None:
+    """Set the last three differences of `ScatterTable.values`, beyond half a turn, from their pairs in reverse."""
+    phis, stored, rings, differences = (values.shape[axis] for axis in (1, 2, 4, 5))
+    reach = differences // 2
     first, second = np.meshgrid(np.arange(rings), np.arange(differences) - reach, indexing="ij")
     inside = (first + second >= 0) & (first + second < rings)
     for extra in range(1, 4):
         # The pair (i, i + phis/2 + extra) is the pair (i + phis/2 + extra, i + phis) seen against the LOR.
-        mirrored = np.roll(out[:, :, stored - 1 - extra], -(phis // 2 + extra), axis=1)[:, :, ::-1]
-        out[:, :, stored - 1 + extra][..., inside] = mirrored[..., (first + second)[inside], reach - second[inside]]
-    return out
+        mirrored = np.roll(values[:, :, stored - 4 - extra], -(phis // 2 + extra), axis=1)[:, :, ::-1]
+        values[:, :, stored - 4 + extra][..., inside] = mirrored[..., (first + second)[inside], reach - second[inside]]
