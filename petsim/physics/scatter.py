@@ -43,7 +43,7 @@ from petsim.physics.photons import (
     scattered_energy,
 )
 
-POINT_MM, PHI_MM, SUB_BIN_MM, STEP_MM = 35.0, 80.0, 20.0, 15.0
+POINT_MM, PHI_MM, SUB_BIN_MM, STEP_MM = 32.0, 80.0, 20.0, 15.0
 """Spacings: of scatter points, of detectors around the cylinder, of the TOF positions between which one interpolates, and of
 samples along a ray."""
 
