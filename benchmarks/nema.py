@@ -15,10 +15,10 @@ from benchmarks.common import emit
 from petsim.geometry.scanner import load_scanner, scanner_names
 from petsim.nema import TESTS, as_json, run_tests, table
 from petsim.nema.scatter_fraction import DECAYS, measure
-from petsim.nema.sensitivity import closed_form_sensitivity
 from petsim.physics.crystals import energy_block
 from petsim.physics.monte_carlo import lutetium
 from petsim.physics.rates import CHOSEN_ON, TAU_AREA_US_CM2
+from petsim.physics.sensitivity import closed_form_sensitivity
 
 BENCH = ("sensitivity", "scatter", "count-rate")
 

@@ -18,6 +18,7 @@ from petsim.physics.monte_carlo import acceptance
 from petsim.physics.normalization import drifted, normalization
 from petsim.physics.randoms import DelayedWindow
 from petsim.physics.scatter import ScatterTable, single_scatter
+from petsim.physics.scatter_tails import TailSums
 from petsim.plan import Plan
 from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import SimulationSettings
@@ -33,6 +34,10 @@ TAIL_SURVIVAL = 0.99
 
 TAIL_MARGIN_MM = 15.0
 """So far from the body, so that no unscattered counts are blurred into the tails."""
+
+DEFAULT_SCALE = 1.25
+"""Scale on single scatter where tails hold too few counts: about a fifth of the scatter of a body is multiple (Monte Carlo
+of generated patients)."""
 
 TAIL_GROUPS = 4
 """Every so many-th group of views takes part in fitting tails."""
@@ -122,17 +127,21 @@ class Estimator:
         return self.refreshed(start, images, data)
 
     def refreshed(self, reconstructor: Reconstructor, raw: np.ndarray, data: Data) -> Reconstructor:
-        """The reconstructor with the single scatter of its images `raw`, smoothed, and scaled to the tails beside the body."""
+        """The reconstructor with the single scatter of its images `raw`, smoothed and scaled to tails beside the body."""
         plan, corrections = self.plan, reconstructor.corrections
         images = [
-            gaussian(image / np.float32(r.counts_per_unit), (SCATTER_FWHM_MM,) * 3, plan.grid.spacing_mm)
+            gaussian(
+                image / np.float32(r.counts_per_unit),
+                (SCATTER_FWHM_MM, SCATTER_FWHM_MM, SCATTER_FWHM_MM),
+                plan.grid.spacing_mm,
+            )
             for image, r in zip(raw, corrections.rates, strict=True)
         ]
         table = single_scatter(
             plan.layout, np.stack(images), corrections.mu_per_cm, plan.grid, plan.center_mm, acceptance(plan.scanner)
         )
         scales = tuple(fit_tails(reconstructor, table, data))
-        table = table.with_factor([s["scale"] for s in scales])
+        table = table.with_factor(np.array([s["scale"] for s in scales]))
         return reconstructor.believing(replace(corrections, scatter=table, scatter_scales=scales))
 
 
@@ -172,7 +181,7 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
     Returns
     -------
     list of dict
-        scale, how ("fitted", "bounded" or "fallback"), counts in the tails.
+        As `petsim.physics.scatter_tails.TailSums.scale` gives it.
     """
     corrections, layout = reconstructor.corrections, reconstructor.plan.layout
     # One bin more, since a bin sees half a bin beyond its own edges; planes are half a ring apart, or a whole one.
@@ -192,7 +201,7 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
                 scatter *= np.float32(corrections.rates[k].counts_per_unit)
                 tails[k].add(counts.sum(axis=2, dtype=np.float32), randoms, scatter, beside)
             first += len(stack)
-    return [t.scale() for t in tails]
+    return [t.scale(default=DEFAULT_SCALE) for t in tails]
 
 
 def differences(used: Corrections, true: Corrections) -> dict[str, Any]:
@@ -218,19 +227,3 @@ def differences(used: Corrections, true: Corrections) -> dict[str, Any]:
         "normalization": rms((used.efficiencies / np.where(real, true.efficiencies, 1) - 1)[real]),
         "singles": singles,
     }
-
-
-# TEMPORARY
-def add_multiple(t, r):
-    return t.with_factor((1 + r,) * len(t.factors))
-def dead_time_us_cm2(s):
-    return 9.0
-def photon_efficiency(s):
-    return 1.0
-class TailSums:
-    def __init__(self):
-        self.d = self.s = 0.0
-    def add(self, c, r, s, m):
-        self.d += float((c - r)[m].sum(dtype=np.float64)); self.s += float(s[m].sum(dtype=np.float64))
-    def scale(self):
-        return {"scale": self.d / self.s, "how": "fitted", "counts": self.d}

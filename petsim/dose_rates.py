@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_recipes.isotopes import Isotope, decay_factor, effective_seconds, isotope, mean_decay_factor
+from petsim.physics.rates import TAU_AREA_US_CM2
 from petsim.physics.singles import Singles
 
 
@@ -38,7 +39,7 @@ class DoseRates:
 
 def dose_rates(
     singles: Singles, drf: float, mode: str, duration_s: float, isotope_name: str, counts_per_activity: float, scale: float,
-    tau_area_us_cm2: float,
+    tau_area_us_cm2: float = TAU_AREA_US_CM2,
 ) -> DoseRates:  # fmt: skip
     """Rates of one dose.
 

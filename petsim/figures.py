@@ -126,6 +126,45 @@ class Ladder:
 
 
 @dataclass(frozen=True)
+class Components:
+    """Counts of one subject by dose: arrays (dose,).
+
+    Parameters
+    ----------
+    drfs : sequence of float
+        1 first.
+    prompts, trues, scatter, randoms, nec : ndarray
+        Counts; NEC is that of expected counts.
+    """
+
+    drfs: Sequence[float]
+    prompts: np.ndarray
+    trues: np.ndarray
+    scatter: np.ndarray
+    randoms: np.ndarray
+    nec: np.ndarray
+
+    @property
+    def randoms_fraction(self) -> np.ndarray:
+        """R / prompts; NaN without prompts."""
+        return _ratio(self.randoms, self.prompts)
+
+    @property
+    def scatter_fraction(self) -> np.ndarray:
+        """S / (T + S); NaN without either."""
+        return _ratio(self.scatter, self.trues + self.scatter)
+
+    @property
+    def nec_fraction(self) -> np.ndarray:
+        """NEC / prompts; NaN without prompts."""
+        return _ratio(self.nec, self.prompts)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+@dataclass(frozen=True)
 class _Panel:
     pixels: np.ndarray
     size_mm: tuple[float, float]
@@ -315,6 +354,58 @@ def ladder_figure(ladders: Sequence[Ladder]) -> "Figure":
     return figure
 
 
+def component_figure(components: Components) -> "Figure":
+    """Trues, scatter, randoms and NEC against DRF on logarithmic axes, and the fractions that follow from them.
+
+    Parameters
+    ----------
+    components : Components
+        What is zero at all doses is left out.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, 3.4), facecolor="white")
+    counts, parts = figure.add_axes((0.06, 0.13, 0.41, 0.78)), figure.add_axes((0.565, 0.13, 0.41, 0.78))
+    c, drfs = components, np.asarray(components.drfs, float)
+    for values, style in ((c.trues, _TRUES), (c.nec, _NEC), (c.scatter, _SCATTER), (c.randoms, _RANDOMS)):
+        _marked(counts, drfs, values, style)
+    fractions = ((c.nec_fraction, _NEC, "NEC / prompts"), (c.scatter_fraction, _SCATTER, "scatter fraction S / (T + S)"),
+                 (c.randoms_fraction, _RANDOMS, "randoms fraction R / prompts"))  # fmt: skip
+    for values, style, name in fractions:
+        _marked(parts, drfs, 100 * values, style, name)
+    ticks = [float(d) for d in components.drfs]
+    _log_axes(counts, ticks, "Counts", "")
+    _log_axes(parts, ticks, "Fraction, %", "", log=False)
+    for axes in (counts, parts):
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=7.5, loc="best", labelcolor=_INK, handlelength=2.6)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Color, marker and dashes: any one of them tells components apart, in print too."""
+
+    name: str
+    color: str
+    marker: str
+    dashes: str
+
+
+# Colors of Okabe and Ito, which people with any color vision tell apart.
+_TRUES = _Style("trues", "#0072B2", "o", "-")
+_SCATTER = _Style("scatter", "#D55E00", "s", "--")
+_RANDOMS = _Style("randoms", "#009E73", "^", ":")
+_NEC = _Style("NEC", "#000000", "D", "-.")
+
+
+def _marked(axes: "Axes", drfs: np.ndarray, values: np.ndarray, style: _Style, name: str = "") -> None:
+    shown = np.isfinite(values) & (values > 0)
+    if shown.any():
+        axes.plot(drfs[shown], values[shown], linestyle=style.dashes, marker=style.marker, color=style.color, lw=1.3, ms=4.6,
+                  mew=0, label=name or style.name)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _View:
     name: str
@@ -480,7 +571,8 @@ def _mean_of_finite(values: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else math.nan
 
 
-def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str) -> None:
+def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str, log: bool = True) -> None:
+    """DRF on a logarithmic axis, and values on another (`log`) or on a plain one from 0."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     if not any(np.size(line.get_xdata()) for line in axes.lines):
@@ -488,18 +580,23 @@ def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str) -> None:
         axes.text(0.5, 0.5, f"{label}: not measured", ha="center", fontsize=8, color=_SOFT)
         return
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xlim(0.8, 1.25 * drfs[-1])
-    low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.3, high * 1.3)
     axes.xaxis.set_major_locator(FixedLocator(drfs))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
-    subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.4g}" if v < 1e5 else _scientific(v)))
-    axes.yaxis.set_minor_locator(NullLocator())
+    if log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.3, high * 1.3)
+        decades = math.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
+        subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda v, _: _scientific(v) if v >= 1e5 else f"{v:,.0f}" if v >= 1e3 else f"{v:.4g}")
+        )
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.set_xlabel("DRF", fontsize=8, color=_INK)
     axes.set_ylabel(label, fontsize=8, color=_INK)
     axes.set_title(title, fontsize=8, color=_SOFT, loc="left", pad=5)

@@ -2,43 +2,56 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from petsim.acquisition import COMPONENTS, AcquisitionModel
 from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
 from petsim.plan import Plan, memory_budget, plan_subject
-from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, expected_total, noise_region, simulate_plan
+from petsim.settings import SimulationSettings
+from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, noise_region, simulate_plan
 
 NOISE_SLAB_MM = 60.0
 """Axial length simulated around the liver to measure its noise."""
+
+PHOTONS = 100_000
+"""Decays of the photon Monte Carlo, at most: enough for the mean singles rate, in a tenth of the time."""
+
+SCATTER_ESTIMATES = 3
+"""Times that estimated corrections simulate scatter: twice in the first pass, and once more after the first iteration."""
 
 
 def preview(request: Request) -> dict[str, Any]:
     """Expected counts, noise, time, memory and disk of a request's first subject.
 
     Counts come from a sample of views. Noise is measured in a simulation of a short slab around the liver, alone in the
-    scanner: counts that oblique LORs would add from elsewhere are missing.
+    scanner and with true corrections: counts that oblique LORs would add from elsewhere are missing.
 
     Returns
     -------
     dict
-        JSON types.
+        JSON types. expected_prompts, expected_trues, expected_scatter, expected_randoms, nec (NEMA NU 2-2018, k = 1) and
+        live_fraction (mean over blocks; a pair of photons passes two) are by DRF.
     """
     jobs = jobs_of(request)
     subject = load_subject(jobs[0], request)
     plan = plan_subject(subject, request.settings)
-    settings = request.settings
+    settings = dataclasses.replace(request.settings, photons=min(request.settings.photons, PHOTONS))
     doses = settings.ladder()
+    started = time.perf_counter()
     model = build_model(plan, settings)
+    building = time.perf_counter() - started
     budget = memory_budget(request.memory_gb)
     noise_free = not subject.is_noisy
     check_memory(plan, settings, budget)
-    total = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
-    held = storage(plan, doses, noise_free, settings.realizations, total, budget)
+    expected = expected_counts(model, settings.mode)
+    prompts = expected.sum(axis=1)
+    held = storage(plan, doses, noise_free, settings.realizations, float(prompts[0]), budget)
     least = plan.bytes_needed(len(doses) + noise_free, len(doses))
-    seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn")
+    seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn", building)
     noise, region = _noise(plan, settings, budget)
     inj = plan.subject.injection
     return {
@@ -51,7 +64,11 @@ def preview(request: Request) -> dict[str, Any]:
         "duration_s": plan.duration_s,
         "grid": {"shape": list(plan.grid.shape), "voxel_mm": [round(v, 4) for v in plan.grid.spacing_mm]},
         "layout": {"bins": list(plan.layout.shape), "lors": plan.layout.lors},
-        "expected_prompts": {f"{d:g}": round(total / d) for d in doses},
+        "mode": settings.mode,
+        "expected_prompts": _by_dose(doses, np.rint(prompts).astype(int)),
+        **{f"expected_{name}": _by_dose(doses, np.rint(expected[:, k]).astype(int)) for k, name in enumerate(COMPONENTS)},
+        "nec": _by_dose(doses, np.rint(expected[:, 0] ** 2 / np.maximum(prompts, 1e-9)).astype(int)),
+        "live_fraction": _by_dose(doses, np.round([r.live.mean() for r in model.rates], 4)),
         "liver_cov": {f"{d:g}": round(noise[k], 4) if noise else None for k, d in enumerate(doses)},
         "noise_region": region,
         "seconds_per_subject": round(seconds, 1),
@@ -62,37 +79,88 @@ def preview(request: Request) -> dict[str, Any]:
     }
 
 
-def _estimated_seconds(plan: Plan, model: Any, settings: Any, keep_counts: bool) -> float:
-    """Time of a subject on this machine, from a few views that are done now."""
+def _by_dose(doses: tuple[float, ...], values: np.ndarray) -> dict[str, Any]:
+    return {f"{d:g}": v for d, v in zip(doses, values.tolist(), strict=True)}
+
+
+def expected_counts(model: AcquisitionModel, mode: str) -> np.ndarray:
+    """Expected counts by dose and component, from a sample of views scaled up.
+
+    Parameters
+    ----------
+    model : AcquisitionModel
+    mode : str
+        Of the dose ladder.
+
+    Returns
+    -------
+    ndarray
+        float64 (dose, component) in the order of `petsim.acquisition.COMPONENTS`.
+    """
+    total = np.zeros((len(model.rates), len(COMPONENTS)))
+    views = _sample(model.layout.views, SAMPLED_VIEWS)
+    for view in views:
+        if mode == "thin":
+            sums = model.expected_and_totals(view)[1].sum(axis=0)
+            total += np.stack([sums / r.drf for r in model.rates])
+            continue
+        for k, (name, counts) in enumerate(model.components(view).items()):
+            over_tof = counts.sum(axis=2, dtype=np.float64)
+            total[:, k] += [(over_tof * model.kept(view, name, d)).sum() for d in range(len(model.rates))]
+    return total * model.layout.views / len(views)
+
+
+def _sample(views: int, count: int) -> np.ndarray:
+    """Views (count, 1), one at a random place in each of equal parts: a constant step would beat with the block gaps."""
+    count = min(count, views)
+    places = (np.arange(count) + np.random.default_rng(0).random(count)) * views / count
+    return places.astype(int)[:, None]
+
+
+def _estimated_seconds(
+    plan: Plan, model: AcquisitionModel, settings: SimulationSettings, keep_counts: bool, building: float
+) -> float:
+    """Time of a subject on this machine, from a few views that are done now and the time that the model took."""
     views = np.linspace(0, plan.layout.views - 1, 4).astype(int)
     projector = model.operator(plan.layout, plan.grid, plan.center_mm, plan.fov_mm / 2)
     sums = projector.new_sums(1)
     prepared = projector.prepare(np.ones((1, *plan.grid.shape), np.float32))
-    model.expected(views[:1])
     counts = np.ones((1, 1, *plan.layout.shape[1:]), np.uint8)
-    projector.add_em_back(sums, views[:1], counts, prepared)
 
-    start = time.perf_counter()
-    model.expected(views)
-    forward = (time.perf_counter() - start) / len(views)
+    def background(view: np.ndarray) -> None:
+        model.factors(view)
+        if model.scatter is not None:
+            model.scatter.at(plan.layout, view, 0)
+
+    forward = _seconds(model.expected, views)
+    back = _seconds(lambda view: projector.add_em_back(sums, view, counts, prepared), views)
+    behind = _seconds(background, views)
+    images = len(settings.ladder()) + (not plan.subject.is_noisy)
+    estimates = SCATTER_ESTIMATES if settings.corrections == "estimated" and model.scatter is not None else 0
+    iterations = plan.preset.iterations + (estimates > 0)
+    passes = 1 if keep_counts else iterations
+    # Drawing and moving counts costs about as much again as the forward projection.
+    a_view = 2 * forward * passes + (back + behind) * images * iterations
+    return building + settings.realizations * (plan.layout.views * a_view + estimates * building)
+
+
+def _seconds(work: Callable[[np.ndarray], Any], views: np.ndarray) -> float:
+    """Time of a view, without what is done or compiled only once."""
+    work(views[:1])
     start = time.perf_counter()
     for view in views:
-        projector.add_em_back(sums, np.array([view]), counts, prepared)
-    back = (time.perf_counter() - start) / len(views)
-    images = len(settings.ladder()) + (not plan.subject.is_noisy)
-    passes = 1 if keep_counts else plan.preset.iterations
-    # Drawing and moving counts costs about as much again as the forward projection.
-    a_view = 2 * forward * passes + back * images * plan.preset.iterations
-    return settings.realizations * plan.layout.views * a_view
+        work(np.array([view]))
+    return (time.perf_counter() - start) / len(views)
 
 
-def _noise(plan: Plan, settings: Any, budget: float) -> tuple[list[float] | None, str]:
+def _noise(plan: Plan, settings: SimulationSettings, budget: float) -> tuple[list[float] | None, str]:
     """Coefficient of variation by dose in a slab around the liver."""
     subject = plan.subject
     box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
     if box is None:
         return None, "none found"
     middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop - 1) // 2])
-    slab = dataclasses.replace(settings, center_mm=middle, slab_mm=NOISE_SLAB_MM, counts=None, realizations=1)
+    slab = dataclasses.replace(settings, center_mm=middle, slab_mm=NOISE_SLAB_MM, counts=None, realizations=1,
+                               corrections="oracle")  # fmt: skip
     result = simulate_plan(plan_subject(subject, slab), slab, budget)
     return [float(row["liver_cov"] or float("nan")) for row in result.counts], how

@@ -1,6 +1,5 @@
 """Reconstruction of counts with the corrections that a scanner would use."""
 
-
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -198,5 +197,3 @@ def _background(values, unit, randoms, survive):
                 row, flat, through = values[v, r, t], randoms[v, r], survive[v, r]
                 for p in range(row.size):
                     row[p] = (row[p] * unit + flat[p]) / through[p]
-
-

@@ -29,8 +29,24 @@ _CSS_DPI = 100
 _MATCHING = 0.7
 """Inserted noise below this part of the source's is pointed out: as if the simulated scan had twice the source's counts."""
 
+_DRF_MEANS = {
+    "thin": "counts / DRF",
+    "window": "counts / DRF, the middle of the scan",
+    "dose": "injected dose / DRF",
+}
 _MODES = {
-    "thin": "counts / DRF: recorded counts thinned binomially, as a shorter scan of the same injection would have them",
+    "thin": "recorded counts thinned binomially, as a shorter scan of the same injection would have them; the full dose's "
+    "fraction of randoms and its dead time stay",
+    "window": "the counts of a window of duration / DRF in the middle of the scan, with its own decay back to scan start",
+    "dose": "a lower injection with the randoms and the dead time of its own rates, so that prompts do not fall as 1 / DRF",
+}
+_SCATTER_HOW = {
+    "bounded": "the fit to the tails beside the body was held at its bound",
+    "fallback": "the tails beside the body hold too few counts for a fit",
+}
+_CORRECTIONS = {
+    "estimated": "estimated from the noisy data of each dose and realization, as a scanner does",
+    "oracle": "oracle: the true randoms, scatter, normalization and mu-map",
 }
 _MU_SOURCES = {
     "phantom": "phantom: exact, as built",
@@ -69,8 +85,39 @@ class _Summary:
         return self.provenance.get("full_dose") == "source"
 
     @property
+    def realizations(self) -> int:
+        return self.doses["prompts"].shape[1]
+
+    @property
+    def drf_means(self) -> str:
+        return _DRF_MEANS.get(self.mode, self.mode)
+
+    @property
+    def corrections(self) -> dict[str, Any]:
+        return self.provenance.get("reconstruction", {})
+
+    @property
+    def scatter_scales(self) -> list[list[dict[str, Any]]]:
+        """By realization and image: all doses, then perhaps the noise-free one."""
+        return [found.get("scatter_scales", []) for found in self.corrections.get("by_realization", [])]
+
+    def image_name(self, image: int) -> str:
+        return f"DRF {self.drfs[image]:g}" if image < len(self.drfs) else "noise-free"
+
+    @property
     def liver_is_labeled(self) -> bool:
         return "labeled liver" in str(self.provenance.get("noise_region", ""))
+
+    def live(self, dose: int) -> float:
+        """Mean live fraction of the blocks; NaN where it was not recorded."""
+        rates = self.provenance.get("rates", [])
+        return float(rates[dose]["mean_live_fraction"]) if dose < len(rates) else float("nan")
+
+    def components(self) -> figures.Components:
+        prompts, trues, scatter, randoms, nec = (
+            np.array([_mean(v) for v in self.doses[name]]) for name in ("prompts", "trues", "scatter", "randoms", "nec")
+        )
+        return figures.Components(self.drfs, prompts, trues, scatter, randoms, nec)
 
     def ladder(self, noise_free_cov: float | None = None) -> figures.Ladder:
         return figures.Ladder(
@@ -134,19 +181,21 @@ def _head(subjects: list[_Summary]) -> str:
     scanner = first.provenance.get("scanner_title") or first.configuration.get("scanner", "unknown scanner")
     parts = [
         f"<header><p class=kicker>petsim report</p><h1>{escape(_title(subjects))}</h1>"
-        f"<p class=lead>{escape(str(scanner))}, {escape(_doses_text(first))} (DRF D = counts / D)</p></header>",
+        f"<p class=lead>{escape(str(scanner))}, {escape(_doses_text(first))} ({escape(first.drf_means)})</p></header>",
         _warnings(subjects),
         _not_modeled(subjects),
         _full_dose_note(subjects),
+        _scatter_note(subjects),
         "<h2>Dataset</h2>",
         _facts(_dataset_facts(subjects)),
         _overview(subjects),
     ]
     if len(subjects) > 1:
         ladders = [s.ladder() for s in subjects]
-        caption = "All subjects. Points: measured in one sphere each; lines: what is expected from DRF 1."
+        caption = f"All subjects. Points: measured in one sphere each; {_lines_text(first)}"
         parts.append(_picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
     if len(subjects) > ILLUSTRATED:
+        parts.append(_all_counts(subjects))
         parts.append(
             f"<p class=note>The first {ILLUSTRATED} of {len(subjects):,} subjects are illustrated below; "
             "the table above holds all of them.</p>"
@@ -184,10 +233,42 @@ def _full_dose_note(subjects: list[_Summary]) -> str:
         return ""
     return (
         "<aside class=limit><h2>DRF 1 is the source image itself</h2><p>The noise of the lower doses was inserted: DRF D is "
-        "the source + reconstruction of the thinned counts &minus; reconstruction of the full counts, both from one "
+        "the source + reconstruction of the counts at DRF D &minus; reconstruction of the full counts, both from one "
         "simulated draw of the source. The source's own noise is part of every dose, and negative voxels are kept. The "
         "source is not noise-free truth, so no bias can be measured against it.</p></aside>"
     )
+
+
+def _scatter_note(subjects: list[_Summary]) -> str:
+    items = []
+    for s in subjects:
+        for how, why in _SCATTER_HOW.items():
+            where = _unfitted(s, how)
+            if where:
+                items.append(f"<li><b>{escape(s.name)}</b>: {escape(f'{how} at {where}: {why}')}</li>")
+    if not items:
+        return ""
+    return (
+        "<aside class=limit><h2>Scatter that could not be fitted</h2><p>The scale of estimated scatter there is a bound or "
+        f"a default.</p><ul>{''.join(items)}</ul></aside>"
+    )
+
+
+def _unfitted(s: _Summary, how: str) -> str:
+    """Images, and how many of their realizations, whose scatter was scaled in a way other than by a fit."""
+    parts = []
+    for image in range(len(s.drfs) + 1):
+        scaled = [scales[image] for scales in s.scatter_scales if image < len(scales)]
+        count = sum(scale.get("how") == how for scale in scaled)
+        if count:
+            parts.append(s.image_name(image) + (f" ({count} of {len(scaled)} realizations)" if count < len(scaled) else ""))
+    return ", ".join(parts)
+
+
+def _lines_text(s: _Summary) -> str:
+    if s.mode == "thin":
+        return "lines: what is expected from DRF 1."
+    return f"lines: what DRF 1 would give as a shorter scan at its own rates, for comparison (this is {s.drf_means})."
 
 
 def _dataset_facts(subjects: list[_Summary]) -> list[tuple[str, str]]:
@@ -202,25 +283,48 @@ def _dataset_facts(subjects: list[_Summary]) -> list[tuple[str, str]]:
         f"{recon.get('algorithm', 'unknown')}, {iterations}",
         f"PSF {_mm(psf)} FWHM" if psf else "",
         f"post-filter {recon['post_filter_fwhm_mm']:g} mm FWHM" if "post_filter_fwhm_mm" in recon else "",
-        str(recon.get("corrections", "")),
     ]
-    count = first.doses["prompts"].shape[1]
+    count = first.realizations
     realizations = f"{count} a dose" + (f", {first.provenance.get('realizations', '')}" if count > 1 else "")
     return [
         ("Subjects", f"{len(subjects):,} ({', '.join(f'{n:,} {name}' for name, n in splits.items() if n)})"),
         ("Scanner", str(first.provenance.get("scanner_title") or config.get("scanner", "unknown"))),
         ("Doses", _doses_text(first)),
-        ("Dose mode", f"{first.mode}: {_MODES.get(first.mode, first.mode)}"),
+        ("Dose mode", f"{first.mode}: {_mode_text(first)}"),
         ("Realizations", realizations),
         ("Preset", str(config.get("preset", "unknown"))),
         ("Merged", "; ".join(f"{'TOF' if k == 'tof' else k} {v}" for k, v in merged.items()) or "unknown"),
         ("Reconstruction", "; ".join(a for a in algorithm if a)),
+        ("Corrections", _corrections_text(first)),
+        ("Background", _background_text(first)),
         ("Images", "; ".join(shapes)),
         ("Seed", str(first.seed)),
         ("License", "; ".join(_distinct(s.license for s in subjects))),
         ("Origin", "; ".join(_distinct(s.origin for s in subjects))),
         ("Configuration", first.configuration_sha256),
     ]
+
+
+def _mode_text(s: _Summary) -> str:
+    return f"{s.drf_means}: {_MODES[s.mode]}" if s.mode in _MODES else s.mode
+
+
+def _corrections_text(s: _Summary) -> str:
+    kind = str(s.corrections.get("corrections", "unknown"))
+    text = _CORRECTIONS.get(kind, kind)
+    if kind != "estimated":
+        return text
+    drift, moved = s.corrections.get("normalization_drift", 0.0), s.configuration.get("mu_shift", 0.0)
+    return "; ".join([
+        text,
+        f"crystal efficiencies off by {_percent(drift)}" if drift else "normalization without drift",
+        f"mu-map moved against the emission ({moved:g} x the usual random shift)" if moved else "mu-map in place",
+    ])  # fmt: skip
+
+
+def _background_text(s: _Summary) -> str:
+    forward = s.provenance.get("forward", {})
+    return "; ".join(f"{name} {forward[name]}" for name in ("scatter", "randoms") if name in forward) or "unknown"
 
 
 def _overview(subjects: list[_Summary]) -> str:
@@ -277,13 +381,21 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
             figures.slice_figure(shown, s.spacing_mm, narrow, index, outline), f"Slices of {s.name}",
             f"Coronal, sagittal and axial slices through {where}. {_window_text(narrow)} A: front.",
         ),
-        f"<h3>Counts and noise by dose</h3>{_dose_table(s, images, noise_free, place, grid, cov)}",
-        f"<p class=note>{escape(_dose_note(s, how))}</p>",
+        f"<h3>Counts by dose</h3>{_count_table([s])}",
+        f"<p class=note>{escape(_count_note(s))}</p>",
+        _picture(
+            figures.component_figure(s.components()), f"Trues, scatter, randoms and NEC against DRF of {s.name}",
+            f"DRF: {s.drf_means}. " + ("Mean of all realizations. " if s.realizations > 1 else "") +
+            "Left: counts; right: what part of the counts they are.",
+        ),
+        f"<h3>Noise and scale by dose</h3>{_noise_table(s, images, noise_free, place, grid, cov)}",
+        f"<p class=note>{escape(_noise_note(s, how))}</p>",
         _inserted_note(s),
         _picture(
             figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
-            "Points: measured in one sphere, so COV scatters; lines: what is expected from DRF 1.",
+            f"Points: measured in one sphere, so COV scatters; {_lines_text(s)}",
         ),
+        _corrections_section(s),
         "<h3>Attenuation</h3>",
         _picture(
             figures.mu_figure(images[0][box], mu[box], s.spacing_mm, narrow, index), f"Attenuation map of {s.name} on DRF 1",
@@ -326,46 +438,127 @@ def _mu_text(s: _Summary) -> str:
     return _MU_SOURCES.get(source, source)
 
 
-def _dose_table(
+def _count_table(subjects: list[_Summary]) -> str:
+    """Counts by dose and, with several subjects, by subject."""
+    several = len(subjects) > 1
+    head = ["DRF", "Prompts", "Trues", "Scatter", "Randoms", "Randoms fraction", "Scatter fraction", "NEC", "NEC / prompts",
+            "Live fraction", "MBq s/kg", "Liver COV" if all(s.liver_is_labeled for s in subjects) else "COV"]  # fmt: skip
+    rows = []
+    for s in subjects:
+        c = s.components()
+        for k, drf in enumerate(s.drfs):
+            rows.append(([s.name] if several else []) + [
+                f"{drf:g}", *(_value(v[k], ",.0f") for v in (c.prompts, c.trues, c.scatter, c.randoms)),
+                _percent(c.randoms_fraction[k]), _percent(c.scatter_fraction[k]), _value(c.nec[k], ",.0f"),
+                _percent(c.nec_fraction[k]), _value(s.live(k), ".3f"), _value(_mean(s.doses["mbq_s_per_kg"][k]), ",.1f"),
+                _percent(_mean(s.doses["liver_cov"][k])),
+            ])  # fmt: skip
+    return _table(["Subject", *head], rows, left=(0, 1)) if several else _table(head, rows, left=(0,))
+
+
+def _all_counts(subjects: list[_Summary]) -> str:
+    return f"<details><summary>Counts by dose of all subjects</summary>{_count_table(subjects)}</details>"
+
+
+def _count_note(s: _Summary) -> str:
+    means = " Means of all realizations." if s.realizations > 1 else ""
+    return (
+        f"Mode {s.mode} = {_mode_text(s)}. Prompts are drawn, scatter and randoms expected, trues the rest. Randoms "
+        "fraction R / prompts, scatter fraction S / (T + S), NEC = T² / (T + S + R) of expected counts. Live fraction: mean "
+        f"over detector blocks; a pair of photons passes two.{means}"
+    )
+
+
+def _noise_table(
     s: _Summary, images: list[np.ndarray], noise_free: np.ndarray | None,
     place: tuple[slice, slice, slice] | None, grid: Grid, noise_free_cov: float | None,
 ) -> str:  # fmt: skip
     factor, unit = (1e-3, "kBq/mL") if s.suv_factor is None else (s.suv_factor, "SUV")
-    head = [
-        "DRF",
-        "Prompts",
-        "Trues",
-        "NEC",
-        "MBq s/kg",
-        "Counts x DRF / full dose",
-        "Liver COV" if s.liver_is_labeled else "COV",
-        f"Mean in sphere, {unit}",
-    ]
+    noise = "Liver COV" if s.liver_is_labeled else "COV"
+    head = ["DRF", "Prompts x DRF / full dose", noise, f"Mean in sphere, {unit}"]
     full = s.doses["prompts"][0]
     rows = []
     for k, drf in enumerate(s.drfs):
-        prompts = s.doses["prompts"][k]
-        ratio = _mean(prompts * drf / np.where(full > 0, full, np.nan))
+        ratio = _value(_mean(s.doses["prompts"][k] * drf / np.where(full > 0, full, np.nan)), ".5f")
         error = np.sqrt((drf - 1) / full.sum()) if full.sum() > 0 else np.nan
         rows.append([
-            f"{drf:g}", _value(_mean(prompts), ",.0f"), _value(_mean(s.doses["trues"][k]), ",.0f"),
-            _value(_mean(s.doses["nec"][k]), ",.0f"), _value(_mean(s.doses["mbq_s_per_kg"][k]), ",.1f"),
-            f"{_value(ratio, '.5f')} ± {_value(error, '.5f')}" if drf > 1 else _value(ratio, ".5f"),
+            f"{drf:g}", f"{ratio} ± {_value(error, '.5f')}" if drf > 1 and s.mode == "thin" else ratio,
             _percent(_mean(s.doses["liver_cov"][k])), _value(_sphere_mean(images[k], place, grid) * factor, ".3f"),
         ])  # fmt: skip
     if noise_free is not None:
         mean = _value(_sphere_mean(noise_free, place, grid) * factor, ".3f")
-        rows.append(["noise-free", "", "", "", "", "", _percent(noise_free_cov), mean])
+        rows.append(["noise-free", "", _percent(noise_free_cov), mean])
     return _table(head, rows, left=(0,))
 
 
-def _dose_note(s: _Summary, how: str) -> str:
-    means = " Mean of all realizations, except the sphere's mean." if s.doses["prompts"].shape[1] > 1 else ""
-    mode = _MODES.get(s.mode, s.mode)
+def _noise_note(s: _Summary, how: str) -> str:
+    spread = " ± is the standard deviation that binomial thinning gives." if s.mode == "thin" else ""
+    means = " Means of all realizations, except the sphere's mean." if s.realizations > 1 else ""
     return (
-        f"Mode {s.mode} = {mode}. COV: standard deviation / mean in one sphere: {how}. ± is the standard deviation that "
-        f"binomial thinning gives.{means} Images of all doses are on the full-dose scale: a low dose is noisier, not darker."
+        f"COV: standard deviation / mean in one sphere: {how}.{spread}{means} Images of all doses are on the full-dose "
+        "scale: a low dose is noisier, not darker."
     )
+
+
+def _corrections_section(s: _Summary) -> str:
+    """How randoms, scatter, normalization and mu-map of the reconstruction were found, and how far off they are."""
+    recon = s.corrections
+    found = recon.get("by_realization", [])
+    facts = [("Found", _corrections_text(s))]
+    mismatch = recon.get("mu_mismatch")
+    if mismatch:
+        x, y, z = mismatch["shift_mm"]
+        cut = mismatch.get("truncation_mm")
+        facts.append((
+            "mu-map mismatch",
+            f"moved {x:+.1f} mm to the right, {y:+.1f} mm to the front, {z:+.1f} mm to the head; "
+            + ("not truncated" if cut is None else f"nothing beyond {2 * cut:g} mm across"),
+        ))  # fmt: skip
+    differences = [f["estimated_minus_true"] for f in found if "estimated_minus_true" in f]
+    if differences and recon.get("corrections") == "estimated":
+        facts.append(("mu-map, rms error", f"{differences[0]['mu_per_cm']:.2g} /cm over the body"))
+        facts.append(("Efficiencies", f"{100 * differences[0]['normalization']:.2g} % rms error of crystals"))
+    parts = ["<h3>Corrections</h3>", _facts(facts), _scatter_table(s, differences)]
+    for how, why in _SCATTER_HOW.items():
+        where = _unfitted(s, how)
+        if where:
+            parts.append(f"<p class=inline-warn>{escape(f'Scatter scale, {how} at {where}: {why}.')}</p>")
+    return "\n".join(parts)
+
+
+def _scale_text(scales: list[dict[str, Any]]) -> str:
+    """Mean scale and, of several realizations, the range; of one, its statistical error."""
+    if not scales:
+        return ""
+    values = np.array([scale["scale"] for scale in scales])
+    deviation = scales[0].get("deviation", 0)
+    if values.min() < values.max():
+        return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+    return f"{values[0]:.3f}" + (f" ± {deviation:.3f}" if deviation and len(values) == 1 else "")
+
+
+def _scatter_table(s: _Summary, differences: list[dict[str, Any]]) -> str:
+    rows = []
+    for image in range(len(s.drfs) + 1):
+        scales = [found[image] for found in s.scatter_scales if image < len(found)]
+        singles = [d["singles"][image] for d in differences if image < len(d.get("singles", []))]
+        if not scales and not any(singles):
+            continue
+        rows.append([
+            s.image_name(image).removeprefix("DRF "), _scale_text(scales),
+            ", ".join(_distinct(str(scale["how"]) for scale in scales)),
+            _value(float(np.mean([scale["counts"] for scale in scales])), ",.0f") if scales else "",
+            _percent(float(np.mean(singles))) if singles else "",
+        ])  # fmt: skip
+    if not rows:
+        return ""
+    head = ["DRF", "Scale of single scatter", "How", "Counts in tails", "Singles, rms error"]
+    note = (
+        "Scatter: single scatter simulated from the noisy image of the same dose and realization, scaled to counts in LORs "
+        "beside the body. Singles give the randoms; theirs come from delayed coincidences, and the error is that of one "
+        "detector area."
+    )
+    return _table(head, rows, left=(0, 2)) + f"<p class=note>{escape(note)}</p>"
 
 
 def _inserted_note(s: _Summary) -> str:
@@ -499,7 +692,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[in
     body = "".join(
         "<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for c, v in zip(side, row, strict=True)) + "</tr>" for row in rows
     )
-    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    kind = "wide" if len(head) > 6 else '"wide narrow"'
+    return f"<div class={kind}><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _picture(figure: "Figure", alt: str, caption: str) -> str:
@@ -560,7 +754,7 @@ table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--soft);font-weight:600;font-size:12px;white-space:normal;vertical-align:bottom;
 border-bottom:1px solid var(--ink)}
-h4+.wide table{width:auto;min-width:55%}
+.narrow table{width:auto;min-width:55%}
 th.left,td.left{text-align:left}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:0}

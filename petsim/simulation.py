@@ -13,17 +13,19 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import isotope
 from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, add_multiple, dead_time_us_cm2, differences, oracle, photon_efficiency
+from petsim.corrections import Estimator, differences, oracle
 from petsim.counts import CountStream, draw_by_component, draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.dose_rates import DoseRates, dose_rates
 from petsim.filters import gaussian
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
 from petsim.physics.monte_carlo import acceptance
+from petsim.physics.multiple_scatter import add_multiple
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
 from petsim.physics.randoms import DelayedWindow
 from petsim.physics.resolution import add_positron_range
 from petsim.physics.scatter import single_scatter
+from petsim.physics.sensitivity import photons_kept, sensitivity
 from petsim.physics.singles import Singles, no_singles, subject_singles
 from petsim.plan import Plan, plan_subject
 from petsim.projectors.choose import projector_class
@@ -106,12 +108,11 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
 
 
 def _rates(plan: Plan, settings: SimulationSettings, singles: Singles, scale: float) -> tuple[DoseRates, ...]:
-    level = counts_per_activity(plan.scanner, settings.efficiency_spread)
+    published = plan.scanner.sensitivity_cps_per_kbq is not None
+    scanner = plan.scanner if published else replace(plan.scanner, sensitivity_cps_per_kbq=sensitivity(plan.scanner))
+    level = counts_per_activity(scanner, settings.efficiency_spread)
     name = plan.subject.injection.isotope
-    tau = dead_time_us_cm2(plan.scanner)
-    return tuple(
-        dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale, tau) for d in settings.ladder()
-    )
+    return tuple(dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale) for d in settings.ladder())
 
 
 def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
@@ -122,9 +123,13 @@ def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
     assert whole.mu_per_cm is not None
     singles = subject_singles(
         plan.scanner, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, plan.fov_mm,
-        isotope(whole.injection.isotope).branching, photon_efficiency(plan.scanner), settings.photons, settings.seed,
+        isotope(whole.injection.isotope).branching, photons_kept(plan.scanner), settings.photons, settings.seed,
     )  # fmt: skip
-    return singles if settings.randoms == "simulated" else replace(no_singles(plan.scanner), multiple_ratio=singles.multiple_ratio)
+    return (
+        singles
+        if settings.randoms == "simulated"
+        else replace(no_singles(plan.scanner), multiple_ratio=singles.multiple_ratio)
+    )
 
 
 def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
@@ -135,7 +140,7 @@ def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
     single = single_scatter(
         plan.layout, whole.activity_bqml[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)
     )
-    return add_multiple(single, singles.multiple_ratio)
+    return add_multiple(single, singles.multiple_ratio, singles.areas.middles_mm)
 
 
 def simulate_plan(
@@ -450,7 +455,8 @@ def _provenance(
         "scanner_title": plan.scanner.title,
         "not_modeled": missing,
         "realizations": "independent",
-        "sensitivity_cps_per_kbq": plan.scanner.sensitivity_cps_per_kbq,
+        "sensitivity_cps_per_kbq": plan.scanner.sensitivity_cps_per_kbq or sensitivity(plan.scanner),
+        "sensitivity": "published" if plan.scanner.sensitivity_cps_per_kbq else "predicted",
         "layout": {"views": layout.views, "radials": layout.radials, "tof_bins": layout.tof_bins,
                    "planes": layout.planes, "merged": merged},
         "reconstruction": {

@@ -8,8 +8,8 @@ import numpy as np
 from petsim.geometry.scanner import Scanner
 from petsim.nema.bench import Figure, figure
 from petsim.nema.scatter_fraction import DECAYS, measure
-from petsim.nema.sensitivity import sensitivity
 from petsim.physics.rates import TAU_AREA_US_CM2, CountRates, calibrated_tau_area, count_rates, light_sharing
+from petsim.physics.sensitivity import sensitivity
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -62,7 +62,7 @@ LEAST_ACCEPTANCE = 1e-3
 SHEAR = (0.618034, 0.754878)
 """Shifts of columns of scatter cells: reciprocals of the golden and the plastic number."""
 
-POINTS_AT_ONCE = 8
+POINTS_AT_ONCE = 16
 ANGLES = 1024
 
 
@@ -347,10 +347,9 @@ def _finish(table: np.ndarray, z: np.ndarray, radius: float, first_difference: i
     chord = 2 * radius * np.sin((np.arange(stored) + first_difference) * (math.pi / phis))
     rise = (np.arange(differences) - reach) * (z[1] - z[0])
     tilt = (1 + (rise / chord[:, None]) ** 2) ** 2 * (4 * radius**2)
+    table *= tilt[:, None, :, None, None].astype(np.float32)
     out = np.zeros((n, phis, stored + 3, bins, rings, differences), np.float32)
-    out[:, :, :stored] = np.moveaxis(table * tilt[:, None, :, None, None].astype(np.float32), (4, 5), (3, 0)).reshape(
-        n, phis, stored, bins, rings, differences
-    )
+    out[:, :, :stored] = table.transpose(5, 0, 1, 4, 2, 3)
     fill_mirrored(out)
     return out
 

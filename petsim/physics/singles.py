@@ -14,12 +14,15 @@ from scipy import ndimage
 from data_recipes.grid import Grid
 from petsim.geometry.scanner import Scanner
 from petsim.geometry.sinogram import SinogramLayout
+from petsim.physics.monte_carlo import lutetium, photon_pairs
+from petsim.physics.multiple_scatter import zone_ratio
 
 AREA_MM = (60.0, 40.0)
 """Largest transaxial and axial size of an area of detectors over which singles are averaged."""
 
 SMOOTH_AREAS = 1.0
 """Standard deviation, in areas, of the smoothing that takes the Monte Carlo's noise away."""
+
 
 @dataclass(frozen=True)
 class DetectorAreas:
@@ -58,10 +61,19 @@ class DetectorAreas:
         along = (z / self.scanner.axial_length_mm + 0.5) * self.along
         return around, np.clip(along.astype(np.int64), 0, self.along - 1)
 
+    @property
+    def middles_mm(self) -> np.ndarray:
+        """Axial middles of the areas, float64 (along,)."""
+        return ((np.arange(self.along) + 0.5) / self.along - 0.5) * self.scanner.axial_length_mm
+
     def per_crystal(self, counts: np.ndarray) -> np.ndarray:
         """Counts (across, along) a real crystal, smoothed over `SMOOTH_AREAS`."""
-        modes = ("wrap", "nearest")
-        smooth = [ndimage.gaussian_filter(a, SMOOTH_AREAS, mode=modes) for a in (counts.astype(float), self.crystals)]
+        smooth = [
+            ndimage.gaussian_filter1d(
+                ndimage.gaussian_filter1d(a, SMOOTH_AREAS, 0, mode="wrap"), SMOOTH_AREAS, 1, mode="nearest"
+            )
+            for a in (counts.astype(float), self.crystals)
+        ]
         return smooth[0] / np.maximum(smooth[1], 1e-9)
 
     def at_ends(self, layout: SinogramLayout, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,10 +97,9 @@ class DetectorAreas:
         share = (around - lower)[:, None]
         by_crystal = (1 - share) * values[lower % self.across] + share * values[(lower + 1) % self.across]
         plane_z = layout.plane_z_mm()
-        middles = ((np.arange(self.along) + 0.5) / self.along - 0.5) * self.scanner.axial_length_mm
         ends = []
         for end in range(2):
-            at = np.clip(np.interp(plane_z[:, end], middles, np.arange(self.along)), 0, self.along - 1)
+            at = np.clip(np.interp(plane_z[:, end], self.middles_mm, np.arange(self.along)), 0, self.along - 1)
             low = np.minimum(at.astype(np.int64), self.along - 2)
             part = at - low
             ends.append(((1 - part) * by_crystal[:, low] + part * by_crystal[:, low + 1]).astype(np.float32))
@@ -106,8 +117,8 @@ class Singles:
         (across, along): singles in the energy window, and triggers of blocks, a crystal of efficiency 1.
     lutetium_cps, lutetium_triggers_cps : float
         The same from the 176Lu of the crystals.
-    multiple_ratio : float
-        Coincidences scattered more than once over those scattered once.
+    multiple_ratio : ndarray
+        (along,): coincidences scattered more than once over those scattered once, by the axial position of their middles.
     """
 
     areas: DetectorAreas
@@ -115,7 +126,7 @@ class Singles:
     triggers_cps: np.ndarray
     lutetium_cps: float
     lutetium_triggers_cps: float
-    multiple_ratio: float
+    multiple_ratio: np.ndarray
 
     def rate_cps(self, drf: float, decay: float = 1.0) -> np.ndarray:
         """Singles in the window a crystal of efficiency 1, a decay / D + b, dead time not counted."""
@@ -136,7 +147,7 @@ def no_singles(scanner: Scanner) -> Singles:
     """No singles at all: no randoms, no dead time."""
     areas = DetectorAreas.of(scanner)
     zero = np.zeros((areas.across, areas.along))
-    return Singles(areas, zero, zero, 0.0, 0.0, 0.0)
+    return Singles(areas, zero, zero, 0.0, 0.0, np.zeros(areas.along))
 
 
 def subject_singles(
@@ -170,12 +181,10 @@ def subject_singles(
     decays, seed : int
         Of the Monte Carlo.
     """
-    from petsim.physics.monte_carlo import lutetium, photon_pairs
-
     areas = DetectorAreas.of(scanner)
     low, high = scanner.given("energy_window_kev")
     counted, triggers = np.zeros((areas.across, areas.along)), np.zeros((areas.across, areas.along))
-    orders = np.zeros(3)
+    orders = np.zeros((areas.along, 3))
     for batch in photon_pairs(scanner, activity_bqml, mu_per_cm, grid, center_mm, decays, seed):
         inside = (batch.energy_kev >= low) & (batch.energy_kev <= high)
         x, y, z = np.moveaxis(batch.position_mm.astype(np.float64), -1, 0)
@@ -186,7 +195,8 @@ def subject_singles(
         both &= np.abs(np.diff(batch.ring, axis=1)[:, 0]) <= scanner.max_ring_difference
         chord = np.hypot(x[:, 1] - x[:, 0], y[:, 1] - y[:, 0])
         both &= np.abs(x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]) <= fov_mm / 2 * chord
-        orders += np.bincount(np.minimum(batch.scatters[both].sum(axis=1), 2), minlength=3)
+        middle = areas.index(x[both, 0], y[both, 0], z[both].mean(axis=1))[1]
+        np.add.at(orders, (middle, np.minimum(batch.scatters[both].sum(axis=1), 2)), 1.0)
     per_decay = float(activity_bqml.sum(dtype=np.float64)) * grid.voxel_ml * branching / decays
     background = lutetium(scanner)
     of_crystal = background.decays_per_s / areas.crystals.sum()
@@ -196,5 +206,5 @@ def subject_singles(
         triggers_cps=areas.per_crystal(triggers) * per_decay,
         lutetium_cps=of_crystal * background.singles * photon_efficiency,
         lutetium_triggers_cps=of_crystal * background.triggers,
-        multiple_ratio=float(orders[2] / max(orders[1], 1.0)),
+        multiple_ratio=zone_ratio(areas.middles_mm, orders[:, 1], orders[:, 2]),
     )

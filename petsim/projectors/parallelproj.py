@@ -360,7 +360,12 @@ class ParallelprojProjector:
                 self._add_back(image, start, end, self._values(row[chunk]))
 
     def add_em_back(
-        self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray, background: np.ndarray | None = None
+        self,
+        sums: np.ndarray,
+        views: np.ndarray,
+        data: np.ndarray,
+        prepared: np.ndarray,
+        background: np.ndarray | None = None,
     ) -> None:
         """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
 

@@ -198,7 +198,12 @@ class SinogramProjector:
         self._back(kernels.ADJOINT, sums, views, data, sums.reshape(-1, *sums.shape[2:]), None)
 
     def add_em_back(
-        self, sums: np.ndarray, views: np.ndarray, data: np.ndarray, prepared: np.ndarray, background: np.ndarray | None = None
+        self,
+        sums: np.ndarray,
+        views: np.ndarray,
+        data: np.ndarray,
+        prepared: np.ndarray,
+        background: np.ndarray | None = None,
     ) -> None:
         """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
 

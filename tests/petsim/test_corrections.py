@@ -17,7 +17,7 @@ from petsim.settings import SimulationSettings
 from petsim.simulation import build_model, simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
-SETTINGS = SimulationSettings(scanner=SMALL, preset="fast", drf=(20.0,), photons=200_000, counts=1e7)
+SETTINGS = SimulationSettings(scanner=SMALL, preset="fast", drf=(10.0,), photons=200_000, counts=2e7)
 SUBJECT = cylinder(radius_mm=90.0, length_mm=80.0, bqml=10_000.0)
 
 

@@ -15,8 +15,8 @@ from petsim.geometry.scanner import load_scanner, scanner_names
 from petsim.nema import TESTS, Figure, as_json, run_tests, table
 from petsim.nema.count_rate import draw
 from petsim.nema.scatter_fraction import BED_G_CM2, BED_MM, RADIUS_MM, measure, phantom
-from petsim.nema.sensitivity import closed_form_sensitivity, sensitivity
 from petsim.physics.rates import CHOSEN_ON, LIGHT_SHARING, TAU_AREA_US_CM2, count_rates
+from petsim.physics.sensitivity import closed_form_sensitivity, sensitivity
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "nema.json"
 

@@ -25,7 +25,7 @@ def some_singles(areas, lutetium_cps=5.0):
     around = 1 + 0.3 * np.cos(2 * np.pi * (np.arange(areas.across) + 0.5) / areas.across)
     along = 1 + 0.2 * np.linspace(-1, 1, areas.along)
     activity = 400.0 * np.outer(around, along)
-    return Singles(areas, activity, 3 * activity, lutetium_cps, 3 * lutetium_cps, 0.3)
+    return Singles(areas, activity, 3 * activity, lutetium_cps, 3 * lutetium_cps, np.full(areas.along, 0.3))
 
 
 def test_every_real_crystal_lies_in_one_area():
@@ -77,7 +77,7 @@ def test_singles_come_back_from_expected_delayeds():
 
 
 def test_the_estimate_from_drawn_delayeds_is_unbiased_and_nested():
-    """Over realizations the mean product of estimated singles is the true one; the spread grows as the square root of DRF."""
+    """Over realizations the mean of the estimated singles is the true one; the spread grows as the square root of DRF."""
     areas = DetectorAreas.of(SMALL)
     drfs = (1.0, 16.0)
     rates = tuple(dose_rates(some_singles(areas), d, "thin", 60.0, "F-18", 1.0, 1.0, TAU_AREA) for d in drfs)
@@ -153,4 +153,4 @@ def test_singles_of_a_subject_follow_its_activity():
     # A centered cylinder: the same all around, but for the flat sides of eight wide blocks.
     around = one.activity_cps.mean(axis=1)
     assert around.std() / around.mean() < 0.08
-    assert 0.05 < one.multiple_ratio < 0.6
+    assert np.all((one.multiple_ratio > 0.05) & (one.multiple_ratio < 0.6))

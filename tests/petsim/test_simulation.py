@@ -32,7 +32,9 @@ def test_a_70_cm_line_source_gives_the_published_sensitivity(scanner):
 
     The source is 30 mm thick, wider than the distance of merged LORs, so that no sampling error of theirs enters.
     """
-    settings = SimulationSettings(scanner=scanner, preset="fast", center_mm=0.0, duration_s=1.0, scatter="none", randoms="none")
+    settings = SimulationSettings(
+        scanner=scanner, preset="fast", center_mm=0.0, duration_s=1.0, scatter="none", randoms="none"
+    )
     source = line_source(diameter_mm=30.0)
     plan = plan_subject(source, settings)
     rate = expected_total(build_model(plan, settings), every=5)
@@ -171,8 +173,8 @@ def liver_scans():
     box, _ = noise_region(patient.activity_bqml, patient.labels, patient.label_names, patient.grid)
     assert box is not None
     middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
-    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12, corrections="oracle",
-                                  center_mm=middle)  # fmt: skip
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12,
+                                  corrections="oracle", center_mm=middle)  # fmt: skip
     result = simulate_plan(plan_subject(patient, settings), settings)
     box, how = noise_region(result.activity_bqml, result.labels, patient.label_names, result.grid)
     assert box is not None and "liver" in how
@@ -214,8 +216,8 @@ def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
     box, _ = noise_region(scan.activity_bqml, None, {}, scan.grid)
     assert box is not None
     middle = float(scan.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
-    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8, corrections="oracle",
-                                  center_mm=middle, slab_mm=80.0, iterations=1)  # fmt: skip
+    settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8,
+                                  corrections="oracle", center_mm=middle, slab_mm=80.0, iterations=1)  # fmt: skip
     plan = plan_subject(scan, settings)
     simulated = simulate_plan(plan, settings)
     inserted = simulate_plan(plan, replace(settings, full_dose="source"))
