@@ -9,10 +9,10 @@ position and over TOF gain in width, with `petsim.physics.monte_carlo` and a win
     torso with lungs                    16 mm     10 mm
     source beyond the scanner's end     55 mm     11 mm
 
-and the displacement of one end moves a central LOR by half of it. With the right amount, which the caller has to find by Monte
-Carlo too, profiles of multiple scatter over radial, TOF and axial position then differ from the Monte Carlo's by less than 1.2 %
-of the peak of all scatter for the first two subjects, and by up to 3.5 % for the third, whose multiple scatter reaches farther
-into the scanner.
+and the displacement of one end moves a central LOR by half of it. With the right amount, which the caller has to find by
+Monte Carlo too, profiles of multiple scatter over radial, TOF and axial position then differ from the Monte Carlo's by less
+than 1.2 % of the peak of all scatter for the first two subjects, and by up to 3.5 % for the third, whose multiple scatter
+reaches farther into the scanner.
 """
 
 import numpy as np
