@@ -596,7 +596,7 @@ def _log_axes(axes: "Axes", drfs: list[float], label: str, title: str, log: bool
         )
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     axes.set_xlabel("DRF", fontsize=8, color=_INK)
     axes.set_ylabel(label, fontsize=8, color=_INK)
     axes.set_title(title, fontsize=8, color=_SOFT, loc="left", pad=5)

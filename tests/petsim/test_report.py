@@ -100,6 +100,126 @@ def test_page_says_what_the_dataset_is(tmp_path):
     assert "DRF 1 is the source image itself" not in text
 
 
+def text_of(page):
+    return re.sub(r'base64,[^"]+', "", page.read_text())
+
+
+def rows_of(text, heading):
+    """Cells of the first table after a heading, a list a row, its head first."""
+    table = text.split(f"<h3>{heading}</h3>")[1].split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table)]
+
+
+def test_counts_by_component_and_what_follows_from_them(tmp_path):
+    """Randoms 20 % of prompts, scatter a quarter of the rest, NEC = T^2 / prompts = 36 % of prompts."""
+    prompts = np.array([[1_000_000], [250_000], [0]])
+    part = prompts // 5
+    doses = record().doses | {
+        "prompts": prompts, "trues": 3 * part, "scatter": part, "randoms": part, "nec": 0.36 * prompts
+    }  # fmt: skip
+    rates = [{"drf": d, "mean_live_fraction": live} for d, live in zip(DRFS, (0.9, 0.97, 0.99), strict=True)]
+    head, full, quarter, nothing = rows_of(
+        text_of(page_of(tmp_path, record(doses=doses, provenance=provenance(rates=rates)))), "Counts by dose"
+    )
+    assert head == ["DRF", "Prompts", "Trues", "Scatter", "Randoms", "Randoms fraction", "Scatter fraction", "NEC",
+                    "NEC / prompts", "Live fraction", "MBq s/kg", "Liver COV"]  # fmt: skip
+    assert full == ["1", "1,000,000", "600,000", "200,000", "200,000", "20.0 %", "25.0 %", "360,000", "36.0 %", "0.900",
+                    "1,800.0", "1.5 %"]  # fmt: skip
+    assert quarter[:5] == ["4", "250,000", "150,000", "50,000", "50,000"] and quarter[9] == "0.970"
+    assert nothing[5:9] == ["unknown", "unknown", "0", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "drf", "more"),
+    [
+        ("thin", "counts / DRF", "thinned binomially"),
+        ("window", "counts / DRF, the middle of the scan", "with its own decay"),
+        ("dose", "injected dose / DRF", "the randoms and the dead time of its own rates"),
+    ],
+)
+def test_every_mode_says_what_drf_is(tmp_path, mode, drf, more):
+    text = text_of(page_of(tmp_path, record(mode=mode, provenance=provenance(full_dose="source"))))
+    assert f"DRF 1, 4, 20 ({drf})</p>" in text and f"{mode}: {drf}: " in text and more in text
+    assert f"DRF: {drf}. Left" in text
+    assert ("counts / DRF" in text) == (mode != "dose")
+    # The error of thinning and the lines through DRF 1 are those of thinned counts only.
+    assert ("±" in text) == ("what is expected from DRF 1" in text) == (mode == "thin")
+
+
+def estimated(scales, singles):
+    """Provenance of estimated corrections, one realization a list of (scale, how)."""
+    found = [
+        {"scatter_scales": [{"scale": s, "how": how, "counts": 1000.0 * s, "deviation": 0.02} for s, how in one],
+         "estimated_minus_true": {"mu_per_cm": 0.0035, "normalization": 0.0101, "singles": singles}}
+        for one in scales
+    ]  # fmt: skip
+    return provenance(reconstruction={
+        "corrections": "estimated", "mu_mismatch": {"shift_mm": [0.4, -1.3, 5.5], "truncation_mm": 250.0},
+        "normalization_drift": 0.01, "by_realization": found,
+    })  # fmt: skip
+
+
+def test_how_corrections_were_found_is_said(tmp_path):
+    scales = [(1.31, "fitted"), (1.25, "fitted"), (1.2, "fitted"), (1.3, "fitted")]
+    held = estimated([scales], [0.01, 0.02, 0.09, 1e-4])
+    asked = record().configuration | {"mu_shift": 1.0}
+    text = text_of(page_of(tmp_path, record(provenance=held, configuration=asked)))
+    for words in ("estimated from the noisy data of each dose and realization", "crystal efficiencies off by 1.0 %",
+                  "mu-map moved against the emission", "+0.4 mm to the right, -1.3 mm to the front, +5.5 mm to the head",
+                  "nothing beyond 500 mm across", "0.0035 /cm", "1 % rms error of crystals"):  # fmt: skip
+        assert words in text, words
+    table = rows_of(text, "Corrections")
+    assert table[1] == ["1", "1.310 ± 0.020", "fitted", "1,310", "1.0 %"]
+    assert table[3] == ["20", "1.200 ± 0.020", "fitted", "1,200", "9.0 %"]
+    assert table[4][0] == "noise-free"
+    assert "could not be fitted" not in text
+
+
+def test_scatter_scales_that_are_no_fit_are_pointed_out(tmp_path):
+    fit, low, high = (1.3, "fitted"), (0.5, "bounded"), (1.25, "fallback")
+    images, doses = (
+        np.repeat(record().images, 2, axis=1), {k: np.repeat(v, 2, axis=1) for k, v in record().doses.items()}
+    )  # fmt: skip
+    held = estimated([[fit, fit, high, fit], [fit, low, high]], [0.01, 0.02, 0.09])
+    text = text_of(page_of(tmp_path, record(provenance=held, images=images, doses=doses)))
+    aside = re.search(r"<aside class=limit><h2>Scatter that could not be fitted.*?</aside>", text, re.S)
+    assert aside
+    for where in (text.split("<h3>Corrections</h3>")[1], aside.group()):
+        assert "bounded at DRF 4 (1 of 2 realizations): the fit" in where
+        assert "fallback at DRF 20: the tails" in where
+    table = rows_of(text, "Corrections")
+    assert table[2][1:3] == ["0.900 (0.500 to 1.300)", "fitted, bounded"] and table[3][1] == "1.250"
+
+
+def test_corrections_of_the_oracle_are_called_so(tmp_path):
+    exact = {"scatter_scales": [], "estimated_minus_true": {"mu_per_cm": 0.0, "normalization": 0.0, "singles": [0.0] * 4}}
+    text = text_of(page_of(tmp_path, record(
+        provenance=provenance(reconstruction={"corrections": "oracle", "mu_mismatch": None, "by_realization": [exact]})
+    )))  # fmt: skip
+    assert "oracle: the true randoms, scatter, normalization and mu-map" in text
+    assert "mu-map mismatch" not in text and "Counts in tails" not in text
+
+
+def test_components_are_told_apart_without_color_and_zeros_are_left_out():
+    counts = np.array([1000.0, 250.0, 50.0])
+    figure = figures.component_figure(
+        figures.Components(DRFS, counts, 0.6 * counts, 0.3 * counts, 0.1 * counts, 0.36 * counts)
+    )
+    for axes, names in zip(figure.axes, (["trues", "NEC", "scatter", "randoms"],
+                                         ["NEC / prompts", "scatter fraction S / (T + S)", "randoms fraction R / prompts"]),
+                           strict=True):  # fmt: skip
+        assert [line.get_label() for line in axes.lines] == names
+        for kind in ("get_color", "get_marker", "get_linestyle"):
+            assert len({getattr(line, kind)() for line in axes.lines}) == len(names)
+    left, right = figure.axes
+    assert left.get_xscale() == left.get_yscale() == right.get_xscale() == "log" and right.get_ylim()[0] == 0
+    np.testing.assert_allclose(left.lines[0].get_ydata(), 0.6 * counts)
+    np.testing.assert_allclose([line.get_ydata()[0] for line in right.lines], [36, 100 / 3, 10])
+    nothing = np.zeros(3)
+    left, right = figures.component_figure(figures.Components(DRFS, counts, counts, nothing, nothing, counts)).axes
+    assert [line.get_label() for line in left.lines] == ["trues", "NEC"] and len(right.lines) == 1
+
+
 def test_every_warning_of_every_subject_is_shown(tmp_path):
     first = record(provenance=provenance(warnings=[WARNING]))
     second = record("phantom-0001", provenance=provenance(warnings=["no lungs were found", "outside the field of view"]))
@@ -156,6 +276,8 @@ def test_only_the_first_subjects_are_illustrated(tmp_path, monkeypatch):
     assert text.count("Attenuation map of") == 1
     assert "first 1 of 3 subjects" in text
     assert all(f"<td class=left>{name}</td>" in text for name in "abc")
+    every = text.split("Counts by dose of all subjects</summary>")[1].split("</table>")[0]
+    assert all(every.count(f"<td class=left>{name}</td>") == len(DRFS) for name in "abc")
     assert ILLUSTRATED == 6
 
 
@@ -263,11 +385,11 @@ def test_chromium_renders_the_page(tmp_path):
     subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-         "--hide-scrollbars", "--window-size=1200,2400", f"--screenshot={shot}", page.as_uri()],
+         "--hide-scrollbars", "--window-size=1200,3200", f"--screenshot={shot}", page.as_uri()],
         check=True, timeout=60, capture_output=True,
     )  # fmt: skip
     pixels = imread(shot)[:, :, :3]
-    assert pixels.shape[:2] == (2400, 1200)
+    assert pixels.shape[:2] == (3200, 1200)
     assert (pixels.min(axis=2) < 0.2).sum() > 2000
 
     red, green, blue = np.moveaxis(pixels, 2, 0)
