@@ -1,7 +1,7 @@
 """Single scatter with time of flight, computed for several images at once.
 
 Watson, IEEE Trans Nucl Sci 2000;47:1587, doi 10.1109/23.873012; with TOF: Watson, IEEE Trans Nucl Sci 2007;54:1679,
-doi 10.1109/TNS.2007.901227, and Werner et al., IEEE NSS 2006, doi 10.1109/NSSMIC.2006.354336.
+doi 10.1109/TNS.2007.901227.
 
 Faces of area A at the two ends of a LOR of length L see, of unscattered pairs (rates over the decay density f),
 

@@ -25,6 +25,7 @@ from petsim.physics.photons import (
 )
 from petsim.physics.scatter import lor_angles, single_scatter
 from petsim.physics.scatter_tails import TailSums
+from petsim.projectors.sinogram import SinogramProjector
 
 WATER = 0.096
 CENTER = (0.0, 0.0, 0.0)
@@ -254,6 +255,27 @@ def test_scatter_turns_with_the_subject():
     np.testing.assert_allclose(two[half:], one[:half], atol=0.04 * one.max())
     np.testing.assert_allclose(two[half:].sum(axis=2), one[:half].sum(axis=2), atol=0.02 * one.sum(axis=2).max())
     assert np.abs(two - one).max() > 0.3 * one.max()
+
+
+def test_tof_bins_are_those_of_the_projector():
+    """Scatter in a small ball appears where its unscattered annihilations do."""
+    layout = layout_of()
+    grid = Grid.centered((60, 60, 20), (6.0, 6.0, 8.0))
+    x, y, z = places(grid)
+    ball = (x - 100) ** 2 + (y - 60) ** 2 + z**2 < 40**2
+    activity, mu = ball.astype(np.float32), np.where(ball, WATER, 0.0).astype(np.float32)
+    views = np.arange(0, layout.views, 19)
+    trues = SinogramProjector(layout, grid, CENTER).forward(activity, views).sum(axis=3)
+    scattered = table_of(layout, (grid, activity, mu)).at(layout, views).sum(axis=3)
+    bins = np.arange(layout.tof_bins)
+    compared = 0
+    for row in range(len(views)):
+        # The LOR through the ball.
+        radial = trues[row].sum(axis=1).argmax()
+        one, two = (np.average(bins, weights=counts[row, radial]) for counts in (trues, scattered))
+        assert abs(one - two) < 0.25
+        compared += abs(one - layout.tof_bins // 2) > 1
+    assert compared > 3
 
 
 def test_default_spacings_are_fine_enough():
