@@ -84,15 +84,22 @@ class Plan:
         )
 
 
-def plan_subject(subject: Subject, settings: SimulationSettings) -> Plan:
+def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanner | None = None) -> Plan:
     """Work out everything that can be known before simulating.
+
+    Parameters
+    ----------
+    subject : Subject
+    settings : SimulationSettings
+    scanner : Scanner, optional
+        Instead of the one that the settings name.
 
     Raises
     ------
     DataError, UsageError
         A subject that does not fit the scanner, or settings that do not fit together.
     """
-    scanner = load_scanner(settings.scanner)
+    scanner = scanner or load_scanner(settings.scanner)
     preset = settings.resolved_preset()
     warnings: list[str] = list(subject.provenance.get("warnings", []))
     whole = subject

@@ -340,7 +340,9 @@ def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> Non
     least = plan.bytes_needed(images, doses)
     if least <= budget:
         return
-    others = {p: plan_subject(plan.subject, replace(settings, preset=p)) for p in PRESETS if p != settings.preset}
+    others = {
+        p: plan_subject(plan.subject, replace(settings, preset=p), plan.scanner) for p in PRESETS if p != settings.preset
+    }
     fitting = [f"--preset {name}" for name, other in others.items() if other.bytes_needed(images, doses) <= budget]
     raise DataError(
         f"{plan.subject.name}: about {least / 1e9:.2g} GB of memory are needed but {budget / 1e9:.2g} GB may be used; "

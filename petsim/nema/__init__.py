@@ -3,6 +3,6 @@
 Every test is a module of this package with a function `run(scanner, decays, seed, out)` that returns a list of `Figure`.
 """
 
-from petsim.nema.bench import TESTS, Figure, as_json, run_tests, table
+from petsim.nema.bench import SLOW, TESTS, Figure, as_json, run_tests, table
 
-__all__ = ["TESTS", "Figure", "as_json", "run_tests", "table"]
+__all__ = ["SLOW", "TESTS", "Figure", "as_json", "run_tests", "table"]

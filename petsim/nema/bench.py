@@ -13,8 +13,13 @@ TESTS = {
     "sensitivity": "petsim.nema.sensitivity",
     "scatter": "petsim.nema.scatter_fraction",
     "count-rate": "petsim.nema.count_rate",
+    "image-quality": "petsim.nema.image_quality",
+    "resolution": "petsim.nema.resolution",
 }
 """Test on the command line, and the module whose `run` makes it."""
+
+SLOW = ("image-quality", "resolution")
+"""Tests that reconstruct images, which takes minutes; "all" leaves them out."""
 
 
 @dataclass(frozen=True)
