@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import emit
 from data_recipes.phantoms.whole_body import whole_body
-from petsim.corrections import Estimator
+from petsim.corrections import Estimator, oracle
 from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
 from petsim.physics.randoms import DelayedWindow
@@ -38,7 +38,7 @@ def main() -> None:
     model = build_model(plan, settings)
     estimator = Estimator.of(plan, settings, model)
     window = DelayedWindow.of(plan.layout)
-    start = Reconstructor(plan, model.operator, estimator.start(len(DRFS)))
+    start = Reconstructor(plan, model.operator, estimator.start(oracle(plan, model, len(DRFS))))
     groups = [g for subset in range(plan.preset.subsets) for g in start.groups(subset)]
     expected = {g.tobytes(): model.expected(g) for g in groups}
     some = groups[:: max(1, len(groups) // 6)]

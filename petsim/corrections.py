@@ -95,9 +95,8 @@ class Estimator:
         truncation = None if settings.truncation_mm is None else settings.truncation_mm / 2
         return cls(plan, settings, model, draw_mismatch(settings.seed, plan.subject.name, settings.mu_shift, truncation))
 
-    def start(self, images: int) -> Corrections:
+    def start(self, true: Corrections) -> Corrections:
         """Mu-map and normalization in use, which all realizations share; randoms still true, no scatter."""
-        true = oracle(self.plan, self.model, images)
         return replace(
             true,
             mu_per_cm=apply_mismatch(true.mu_per_cm, self.plan.grid, self.mismatch, self.plan.center_mm),

@@ -117,12 +117,13 @@ class Reconstructor:
     def background(self, views: np.ndarray, first: int, images: int) -> np.ndarray:
         """Scatter and randoms of some images over the factors of a bin, float32 (images, views, radial, tof, plane)."""
         layout, scatter = self.plan.layout, self.corrections.scatter
-        out = np.zeros((images, len(views), *layout.shape[1:]), np.float32)
+        make = np.zeros if scatter is None else np.empty
+        out = make((images, len(views), *layout.shape[1:]), np.float32)
         survive = self.survival(views)
         for k in range(images):
             rates = self.corrections.rates[first + k]
             if scatter is not None:
-                out[k] = scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k)
+                scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k, out[k])
             _background(out[k], np.float32(rates.counts_per_unit), self.random_rates(views, first + k), survive)
         return out
 

@@ -29,7 +29,7 @@ from petsim.physics.sensitivity import photons_kept, sensitivity
 from petsim.physics.singles import Singles, no_singles, subject_singles
 from petsim.plan import Plan, plan_subject
 from petsim.projectors.choose import projector_class
-from petsim.reconstruct import Reconstructor
+from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import PRESETS, SimulationSettings
 
 Progress = Callable[[str, float], None]
@@ -189,7 +189,7 @@ def simulate_plan(
         done += 1
         progress("reconstructing", done / (settings.realizations * (updates + first_pass)))
 
-    reconstructors: dict[int, Reconstructor] = {}
+    reconstructors: dict[int, tuple[Corrections, Reconstructor]] = {}
     window = DelayedWindow.of(plan.layout) if settings.randoms == "simulated" else None
     images, counts, sinograms, found, noise_free = [], [], [], [], None
     for realization in range(settings.realizations):
@@ -205,9 +205,10 @@ def simulate_plan(
                 return [drawn, recording.expected(views)[None]] if with_expected else [drawn]
 
             if wanted not in reconstructors:
-                start = oracle(plan, model, wanted) if estimator is None else estimator.start(wanted)
-                reconstructors[wanted] = Reconstructor(plan, model.operator, start)
-            recon = reconstructors[wanted]
+                true = oracle(plan, model, wanted)
+                start = true if estimator is None else estimator.start(true)
+                reconstructors[wanted] = true, Reconstructor(plan, model.operator, start)
+            true, recon = reconstructors[wanted]
             if estimator is not None:
                 if window is not None:
                     rates = estimator.randoms(window, ladder, wanted)
@@ -220,7 +221,7 @@ def simulate_plan(
                 recon = estimator.refreshed(recon, raw, data)
             found.append({
                 "scatter_scales": list(recon.corrections.scatter_scales),
-                "estimated_minus_true": differences(recon.corrections, oracle(plan, model, wanted)),
+                "estimated_minus_true": differences(recon.corrections, true),
             })  # fmt: skip
             raw = recon.finish(recon.run(data, order * (plan.preset.iterations - 1), step, raw))
             if keep_sinograms:
@@ -235,19 +236,18 @@ def simulate_plan(
         images.append(raw[: len(drfs)])
         counts += _count_rows(settings, drfs, realization, totals, recording.sums())
     stack = np.stack(images, axis=1)
-    inside = next(iter(reconstructors.values())).inside
-    truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * inside
+    true, recon = next(iter(reconstructors.values()))
+    truth = resample(plan.subject.activity_bqml, plan.subject.grid, plan.grid) * recon.inside
     if settings.full_dose == "source":
         stack = insert_noise(truth, stack)
     subject = plan.subject
-    assert subject.mu_per_cm is not None
     result = Simulation(
         grid=plan.grid,
         drfs=drfs,
         images=stack,
         noise_free=noise_free,
         activity_bqml=truth,
-        mu_per_cm=resample(subject.mu_per_cm, subject.grid, plan.grid),
+        mu_per_cm=true.mu_per_cm,
         labels=None if subject.labels is None else resample_labels(subject.labels, subject.grid, plan.grid),
         counts=counts,
         sinograms=sinograms if keep_sinograms else None,

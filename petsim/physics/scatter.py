@@ -94,7 +94,7 @@ class ScatterTable:
     tof_bin_mm: float
     radius_mm: float
 
-    def at(self, layout: SinogramLayout, views: np.ndarray, image: int = 0) -> np.ndarray:
+    def at(self, layout: SinogramLayout, views: np.ndarray, image: int = 0, out: np.ndarray | None = None) -> np.ndarray:
         """Scatter of an image in the bins of some views.
 
         Parameters
@@ -103,6 +103,8 @@ class ScatterTable:
             That for which the table was made.
         views : ndarray of int
         image : int
+        out : ndarray, optional
+            Is filled and returned; None makes a new one.
 
         Returns
         -------
@@ -113,7 +115,7 @@ class ScatterTable:
             raise DataError("the scatter table was made for other TOF bins than the layout's; make it again")
         nodes, fractions, swapped = self._angles(layout, np.asarray(views))
         places, parts = _plane_places(layout, self.detector_z_mm, self.values.shape[5])
-        out = np.empty((len(views), *layout.shape[1:]), np.float32)
+        out = np.empty((len(views), *layout.shape[1:]), np.float32) if out is None else out
         values = self.values[image].reshape(*self.values.shape[1:4], -1)
         kernels.interpolate(
             values, self.factors[image], nodes, fractions, swapped, self.values.shape[5] - 1, places, parts, out

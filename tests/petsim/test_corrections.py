@@ -31,7 +31,7 @@ def estimate(plan, model, seen, realization=0):
     """Reconstructor with estimated corrections; `seen` is the model that the estimator may look at."""
     estimator = Estimator.of(plan, SETTINGS, seen)
     ladder = DoseLadder(SETTINGS.ladder(), 0, "x", realization)
-    start = Reconstructor(plan, model.operator, estimator.start(2))
+    start = Reconstructor(plan, model.operator, estimator.start(oracle(plan, seen, 2)))
     rates = estimator.randoms(DelayedWindow.of(plan.layout), ladder, 2)
 
     def data(views):
@@ -70,12 +70,13 @@ def test_scatter_and_randoms_come_near_the_true_ones(modeled):
 
 def test_mu_map_and_normalization_in_use_differ_from_the_true_ones(modeled):
     plan, model = modeled
-    used, true = Estimator.of(plan, SETTINGS, model).start(2), oracle(plan, model, 2)
+    true = oracle(plan, model, 2)
+    used = Estimator.of(plan, SETTINGS, model).start(true)
     found = differences(used, true)
     assert found["mu_per_cm"] > 1e-4
     # Half of the variance is that of eight blocks.
     assert found["normalization"] == pytest.approx(SETTINGS.drift, rel=0.3)
-    exact = Estimator.of(plan, replace(SETTINGS, drift=0.0, mu_shift=0.0), model).start(2)
+    exact = Estimator.of(plan, replace(SETTINGS, drift=0.0, mu_shift=0.0), model).start(true)
     assert differences(exact, true) == {"mu_per_cm": 0.0, "normalization": 0.0, "singles": [0.0, 0.0]}
     other = Estimator.of(replace(plan, subject=replace(plan.subject, name="other")), SETTINGS, model)
     assert other.mismatch != Estimator.of(plan, SETTINGS, model).mismatch
