@@ -1,6 +1,7 @@
 """--dry-run: what a request would do, with nothing written."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -111,10 +112,9 @@ def expected_counts(model: AcquisitionModel, mode: str) -> np.ndarray:
 
 
 def _sample(views: int, count: int) -> np.ndarray:
-    """Views (count, 1), one at a random place in each of equal parts: a constant step would beat with the block gaps."""
-    count = min(count, views)
-    places = (np.arange(count) + np.random.default_rng(0).random(count)) * views / count
-    return places.astype(int)[:, None]
+    """Views (count, 1) in golden-ratio steps: a constant step would beat with the block gaps."""
+    places = np.arange(count) * (math.sqrt(5) - 1) / 2 % 1 * views
+    return np.unique(places.astype(int))[:, None]
 
 
 def _estimated_seconds(

@@ -6,6 +6,7 @@ Prints "begun" when a subject starts. PAUSE is "write" or "rename" to print "pau
 import functools
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import data_recipes.phantoms.whole_body as whole_body_module
@@ -16,11 +17,20 @@ from petsim.settings import SimulationSettings
 SCANNER = str(Path(__file__).parent / "small_scanner.toml")
 
 
-def request(out: str, **changes) -> dataset.Request:
-    """Three generated patients, a slab each, coarse and quick."""
+def request(out: str) -> dataset.Request:
+    """Three generated patients, a slab each, coarse and quick: without scatter and randoms."""
     settings = SimulationSettings(scanner=SCANNER, preset="fast", drf=(4.0, 20.0), slab_mm=64.0, voxel_mm=20.0, iterations=1,
-                                  duration_s=1.0, rays=1)  # fmt: skip
-    return dataset.Request(out=out, subjects=3, settings=settings, **changes)
+                                  duration_s=1.0, rays=1, scatter="none", randoms="none",
+                                  corrections="oracle")  # fmt: skip
+    return dataset.Request(out=out, subjects=3, settings=settings)
+
+
+def physical_request(out: str, **changes) -> dataset.Request:
+    """Two of the patients with scatter, randoms and estimated corrections."""
+    plain = request(out)
+    settings = replace(plain.settings, scatter="simulated", randoms="simulated", corrections="estimated", photons=5000,
+                       **changes)  # fmt: skip
+    return replace(plain, subjects=2, settings=settings)
 
 
 def coarse_patients() -> None:

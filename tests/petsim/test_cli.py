@@ -14,7 +14,8 @@ from petsim import cli
 from petsim.settings import SimulationSettings
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
-QUICK = ["--scanner", SMALL, "--preset", "fast", "--voxel-mm", "20", "--iterations", "1", "--duration-s", "1"]
+QUICK = ["--scanner", SMALL, "--preset", "fast", "--voxel-mm", "20", "--iterations", "1", "--duration-s", "1",
+         "--scatter", "none", "--randoms", "none", "--corrections", "oracle"]  # fmt: skip
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def one_line(status, error, expected_status, *words):
         (["--drf", "four"], ["--drf", "four"]),
         (["--drf", "nan"], ["--drf", "nan"]),
         (["--scanner", "quadra"], ["biograph_vision_quadra"]),
-        (["--mode", "window"], ["--mode", "thin"]),
+        (["--mode", "half"], ["--mode", "thin"]),
         (["--bogus", "1"], ["--bogus"]),
         (["--preset", "best"], ["--preset", "fast, standard, full"]),
         (["--subjects", "0"], ["--subjects"]),

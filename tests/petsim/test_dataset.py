@@ -52,6 +52,19 @@ def reference(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def physical(tmp_path_factory) -> Path:
+    """A dataset with scatter, randoms and estimated corrections."""
+    folder = tmp_path_factory.mktemp("physical") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        import data_recipes.phantoms.whole_body as module
+
+        patch.setattr(module, "whole_body", module.whole_body)
+        kill_driver.coarse_patients()
+        make_dataset(kill_driver.physical_request(str(folder)))
+    return folder
+
+
 def test_a_dataset_verifies_and_has_every_split(reference):
     result = verify(reference)
     assert result["problems"] == [] and result["subjects"] == 3
@@ -84,17 +97,37 @@ def test_packing_keeps_eleven_bits():
     np.testing.assert_allclose(unpack(stored, scale), values, rtol=2**-11, atol=8.123e6 / 32768 * 2**-14)
 
 
-def test_two_workers_make_the_same_files(reference, tmp_path):
+def test_components_and_corrections_are_stored(physical):
+    assert verify(physical)["problems"] == []
+    with SubjectFile(next(physical.glob("*.h5"))) as f:
+        table, provenance = f.doses(), f.json("provenance")
+        assert np.all(table["scatter"][:, 0] > 0) and np.all(table["randoms"][:, 0] > 0)
+        assert np.all(table["nec"] < table["prompts"])
+        assert provenance["not_modeled"] == [] and provenance["reconstruction"]["corrections"] == "estimated"
+        (found,) = provenance["reconstruction"]["by_realization"]
+        assert len(found["scatter_scales"]) == len(found["estimated_minus_true"]["singles"]) == len(f.drfs) + 1
+
+
+@pytest.mark.parametrize("mode", ["window", "dose"])
+def test_datasets_of_other_modes_verify(tmp_path, mode):
+    request = kill_driver.physical_request(str(tmp_path / "set"), mode=mode)
+    make_dataset(replace(request, subjects=1))
+    assert verify(tmp_path / "set")["problems"] == []
+    with SubjectFile(next((tmp_path / "set").glob("*.h5"))) as f:
+        assert f.h5["doses"].attrs["mode"] == mode
+
+
+def test_two_workers_make_the_same_files(physical, tmp_path):
     script = ("from tests import kill_driver; from petsim.dataset import make_dataset; import sys\n"
               "if __name__ == '__main__':\n"
-              "    make_dataset(kill_driver.request(sys.argv[1]), workers=2)\n")  # fmt: skip
+              "    make_dataset(kill_driver.physical_request(sys.argv[1]), workers=2)\n")  # fmt: skip
     (tmp_path / "run.py").write_text(script)
     spawned = tmp_path / "sitecustomize.py"
     # Spawned workers import this module by itself, and have to use the coarse patients too.
     spawned.write_text("from tests import kill_driver\nkill_driver.coarse_patients()\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     subprocess.run([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "set")], check=True, env=env)
-    assert contents(tmp_path / "set") == contents(reference)
+    assert contents(tmp_path / "set") == contents(physical)
 
 
 def test_shards_make_the_same_files(reference, tmp_path):
@@ -254,6 +287,7 @@ def test_names_sort_by_dose(drf, name):
 def test_ctrl_c_leaves_a_dataset_that_the_same_command_completes(tmp_path, workers):
     command = [sys.executable, "-c", "from petsim.cli import main; main()", "make-dataset", "--scanner", kill_driver.SCANNER,
                "--slab", "64", "--voxel-mm", "20", "--iterations", "1", "--duration-s", "1", "--subjects", "3",
+               "--scatter", "none", "--randoms", "none", "--corrections", "oracle",
                "--out", str(tmp_path / "set"), "--workers", str(workers)]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
