@@ -54,4 +54,5 @@ def _box(center: tuple, grid: Grid) -> tuple[slice, slice, slice] | None:
 def coefficient_of_variation(image: np.ndarray, box: tuple[slice, slice, slice], grid: Grid) -> float:
     """Standard deviation over mean of the voxels of the sphere in `box`."""
     values = image[box][sphere(grid)].astype(np.float64)
-    return float(values.std() / values.mean()) if values.mean() > 0 else float("nan")
+    # One voxel has no spread.
+    return float(values.std() / values.mean()) if values.size > 1 and values.mean() > 0 else float("nan")

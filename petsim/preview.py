@@ -13,7 +13,7 @@ from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
 from petsim.plan import Plan, memory_budget, plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, noise_region, simulate_plan
+from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, noise_region, sampled_views, simulate_plan
 
 NOISE_SLAB_MM = 60.0
 """Axial length simulated around the liver to measure its noise."""
@@ -99,7 +99,7 @@ def expected_counts(model: AcquisitionModel, mode: str) -> np.ndarray:
         float64 (dose, component) in the order of `petsim.acquisition.COMPONENTS`.
     """
     total = np.zeros((len(model.rates), len(COMPONENTS)))
-    views = _sample(model.layout.views, SAMPLED_VIEWS)
+    views = sampled_views(model.layout.views, SAMPLED_VIEWS)[:, None]
     for view in views:
         if mode == "thin":
             sums = model.expected_and_totals(view)[1].sum(axis=0)
@@ -109,12 +109,6 @@ def expected_counts(model: AcquisitionModel, mode: str) -> np.ndarray:
             over_tof = counts.sum(axis=2, dtype=np.float64)
             total[:, k] += [(over_tof * model.kept(view, name, d)).sum() for d in range(len(model.rates))]
     return total * model.layout.views / len(views)
-
-
-def _sample(views: int, count: int) -> np.ndarray:
-    """Views (count, 1) in golden-ratio steps: a constant step would beat with the block gaps."""
-    places = np.arange(count) * (math.sqrt(5) - 1) / 2 % 1 * views
-    return np.unique(places.astype(int))[:, None]
 
 
 def _estimated_seconds(

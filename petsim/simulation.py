@@ -371,16 +371,15 @@ def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
     return source + (reconstructed - reconstructed[:1])
 
 
-def expected_total(model: AcquisitionModel, every: int = 1) -> float:
-    """Expected prompts at full dose, from one view in `every`, scaled up.
+def sampled_views(views: int, count: int) -> np.ndarray:
+    """`count` of `views` views in golden-ratio steps: a constant step would beat with the period of the block gaps."""
+    step = next(s for s in range(round(views * 0.618), 2 * views) if math.gcd(s, views) == 1)
+    return np.sort(np.arange(count) * step % views)
 
-    Views are picked in golden-ratio steps: a constant step would beat with the period of the block gaps.
-    """
-    count = max(1, model.layout.views // every)
-    step = next(
-        s for s in range(round(model.layout.views * 0.618), 2 * model.layout.views) if math.gcd(s, model.layout.views) == 1
-    )
-    views = np.sort(np.arange(count) * step % model.layout.views)
+
+def expected_total(model: AcquisitionModel, every: int = 1) -> float:
+    """Expected prompts at full dose, from one view in `every`, scaled up."""
+    views = sampled_views(model.layout.views, max(1, model.layout.views // every))
     total = sum(float(model.expected(np.array([v])).sum(dtype=np.float64)) for v in views)
     return total * model.layout.views / len(views)
 

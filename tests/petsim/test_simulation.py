@@ -217,7 +217,8 @@ def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
     assert box is not None
     middle = float(scan.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
     settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 20.0), realizations=8,
-                                  corrections="oracle", center_mm=middle, slab_mm=80.0, iterations=1)  # fmt: skip
+                                  corrections="oracle", scatter="none", randoms="none", center_mm=middle, slab_mm=80.0,
+                                  iterations=1)  # fmt: skip
     plan = plan_subject(scan, settings)
     simulated = simulate_plan(plan, settings)
     inserted = simulate_plan(plan, replace(settings, full_dose="source"))
