@@ -25,6 +25,7 @@ from petsim.physics.normalization import counts_per_activity, crystal_efficienci
 from petsim.physics.randoms import DelayedWindow
 from petsim.physics.resolution import add_positron_range
 from petsim.physics.scatter import single_scatter
+from petsim.physics.scatter_monte_carlo import monte_carlo_scatter
 from petsim.physics.sensitivity import photons_kept, sensitivity
 from petsim.physics.singles import Singles, no_singles, subject_singles
 from petsim.plan import Plan, plan_subject
@@ -137,6 +138,11 @@ def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
         return None
     whole = plan.whole_subject
     assert whole.mu_per_cm is not None
+    if settings.scatter == "monte-carlo":
+        return monte_carlo_scatter(
+            plan.layout, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner),
+            SCATTER_DECAYS * settings.photons, settings.seed,
+        )  # fmt: skip
     single = single_scatter(
         plan.layout, whole.activity_bqml[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)
     )
@@ -322,6 +328,9 @@ def _count_rows(
         })  # fmt: skip
     return rows
 
+
+SCATTER_DECAYS = 20
+"""Decays of the Monte Carlo for `--scatter monte-carlo` by decay of that for singles: scattered coincidences are few."""
 
 SAMPLED_VIEWS = 12
 """Views from which the level of counts is estimated beforehand."""
