@@ -95,7 +95,9 @@ def _write(scanner: Scanner, found: dict[str, Any], image: np.ndarray, grid: Gri
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     spheres = found["contrast_recovery_percent"]
-    columns = np.column_stack([list(SPHERES_MM), list(spheres.values()), list(found["background_variability_percent"].values())])
+    columns = np.column_stack(
+        [list(SPHERES_MM), list(spheres.values()), list(found["background_variability_percent"].values())]
+    )
     header = "diameter mm,contrast recovery %,background variability %"
     np.savetxt(out / f"{scanner.name}_image_quality.csv", columns, "%.6g", ",", header=header, comments="")
     picture = draw(scanner, found, image, grid)
