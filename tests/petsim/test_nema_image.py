@@ -1,18 +1,25 @@
 """Image quality and resolution figures of images whose answers are known."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
-from data_recipes.phantoms.nema import SPHERES_MM, body_outline_mm, sphere_centers_mm
+from data_recipes.phantoms.nema import SPHERES_MM, body_outline_mm, point_sources, sphere_centers_mm
+from petsim.cli import parse
 from petsim.filters import gaussian
 from petsim.geometry.scanner import load_scanner
+from petsim.nema import SLOW, TESTS
+from petsim.nema import image_quality as image_quality_test
+from petsim.nema import resolution as resolution_test
 from petsim.nema.image_quality import BACKGROUND_CENTERS_MM, BACKGROUND_Z_MM, image_quality, measure, region_mean
 from petsim.nema.resolution import full_width, point_widths, resolution
 
+SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 GRID = Grid.centered((150, 124, 63), (2.0, 2.0, 2.0))
 X, Y = GRID.axis_mm(0)[:, None], GRID.axis_mm(1)[None, :]
 
@@ -167,3 +174,44 @@ def test_resolution_of_a_blur_is_the_blur():
             wider = np.sqrt(width**2 + 8 * np.log(2) / 12)
             assert by_direction[direction] == pytest.approx(wider, rel=0.03 if direction == "axial" else 0.01)
     assert found["published_fwhm_mm"] == list(scanner.resolution_fwhm_mm)
+
+
+# Through the bench
+
+
+def test_image_quality_of_a_scanner_file(tmp_path):
+    """A coarse simulation: larger spheres recover more, noise averages out in larger regions."""
+    scanner = load_scanner(SMALL)
+    changes = {"preset": "fast", "voxel_mm": 6.0, "iterations": 2, "corrections": "oracle"}
+    figures = image_quality_test.run(scanner, 50_000, 1, tmp_path, **changes)
+    ours = {f.name: f.ours for f in figures}
+    assert len(ours) == 13 and all(f.published is None for f in figures)
+    recovery, variability = ([ours[f"{name}_{d:g}mm_percent"] for d in SPHERES_MM]
+                             for name in ("contrast_recovery", "background_variability"))  # fmt: skip
+    assert recovery[3:] == sorted(recovery[3:]) and 15 < recovery[-1] < 70
+    assert variability == sorted(variability, reverse=True) and 0.3 < variability[-1] < 10
+    assert 5 < ours["lung_residual_percent"] < 50
+    table = np.loadtxt(tmp_path / "small_scanner_image_quality.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(table, np.stack([SPHERES_MM, recovery, variability], axis=1), rtol=1e-4)
+    assert (tmp_path / "small_scanner_image_quality.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_resolution_of_a_scanner_file(tmp_path, monkeypatch):
+    """8 mm that go in, crystals of 15 mm and voxels of 4 mm give 8 to 20 mm."""
+    monkeypatch.setattr(resolution_test, "point_sources", partial(point_sources, spacing_mm=(4.0, 4.0, 4.0)))
+    figures = resolution_test.run(load_scanner(SMALL), None, 0, tmp_path, voxel_mm=4.0, iterations=2)
+    ours = {f.name: f.ours for f in figures}
+    assert len(ours) == 9 and all(8 < width < 20 for width in ours.values())
+    assert {f.name: f.published for f in figures if f.published is not None} == {
+        f"fwhm_{name}_10mm": 8.0 for name in ("radial", "tangential", "axial")
+    }
+    # Rings are narrower than crystals.
+    assert ours["fwhm_axial_10mm"] < 12
+    table = np.loadtxt(tmp_path / "small_scanner_resolution.csv", delimiter=",", skiprows=1)
+    assert table.shape == (3, 7) and table[0, 3] == pytest.approx(ours["fwhm_axial_10mm"], rel=1e-4)
+
+
+def test_image_tests_are_asked_for_by_name():
+    assert set(SLOW) == {"image-quality", "resolution"} <= set(TESTS)
+    for name in SLOW:
+        assert parse(["nema", "--test", name]).test == name
