@@ -17,7 +17,7 @@ from petsim.physics.mismatch import MuMismatch, apply_mismatch, draw_mismatch
 from petsim.physics.monte_carlo import acceptance
 from petsim.physics.normalization import drifted, normalization
 from petsim.physics.randoms import DelayedWindow
-from petsim.physics.scatter import ScatterTable, single_scatter
+from petsim.physics.scatter import POINT_MM, ScatterTable, single_scatter
 from petsim.physics.scatter_tails import TailSums
 from petsim.plan import Plan
 from petsim.reconstruct import Corrections, Reconstructor
@@ -26,8 +26,11 @@ from petsim.settings import SimulationSettings
 SCATTER_FWHM_MM = 12.0
 """Resolution of the image of the first pass whose scatter is simulated, in mm of additional blur."""
 
-FIRST_PASS = 0.6
-"""Part of the first pass that knows no scatter."""
+FIRST_PASS = (0.4, 0.7)
+"""Parts of the subsets that the first pass goes through without scatter, and in all."""
+
+FIRST_POINT_MM = 48.0
+"""Spacing of scatter points where the first pass simulates scatter for itself."""
 
 TAIL_SURVIVAL = 0.99
 """LORs of which more than this survives pass beside the body."""
@@ -46,10 +49,10 @@ Data = Callable[[np.ndarray], list[np.ndarray]]
 """Views -> stacks (n, views, radial, tof, plane) of counts that together make up all images."""
 
 
-def first_pass(plan: Plan) -> tuple[range, range]:
+def first_subsets(plan: Plan) -> tuple[range, range]:
     """Subsets of the first pass, from which scatter is estimated: without any scatter, and with what was found then."""
-    alone = max(1, round(FIRST_PASS * plan.preset.subsets))
-    return range(alone), range(alone, plan.preset.subsets)
+    alone, whole = (max(1, round(part * plan.preset.subsets)) for part in FIRST_PASS)
+    return range(alone), range(alone, whole)
 
 
 def oracle(plan: Plan, model: AcquisitionModel, images: int) -> Corrections:
@@ -114,18 +117,20 @@ class Estimator:
         return estimated
 
     def first_scatter(self, start: Reconstructor, data: Data, step: Callable[[], None]) -> Reconstructor:
-        """Reconstructor with the scatter of a first pass of one iteration.
+        """Reconstructor with the scatter of a first pass of less than one iteration.
 
         The pass begins without scatter, simulates that of its image, goes on with it, and simulates once more: without the
         second time scatter would be too strong by what it adds to the image that it is simulated from.
         """
-        first, last = first_pass(self.plan)
+        first, last = first_subsets(self.plan)
         images = start.run(data, first, step)
         if last:
-            images = self.refreshed(start, images, data).run(data, last, step, images)
+            images = self.refreshed(start, images, data, FIRST_POINT_MM).run(data, last, step, images)
         return self.refreshed(start, images, data)
 
-    def refreshed(self, reconstructor: Reconstructor, raw: np.ndarray, data: Data) -> Reconstructor:
+    def refreshed(
+        self, reconstructor: Reconstructor, raw: np.ndarray, data: Data, point_mm: float = POINT_MM
+    ) -> Reconstructor:
         """The reconstructor with the single scatter of its images `raw`, smoothed and scaled to tails beside the body."""
         plan, corrections = self.plan, reconstructor.corrections
         images = [
@@ -137,7 +142,13 @@ class Estimator:
             for image, r in zip(raw, corrections.rates, strict=True)
         ]
         table = single_scatter(
-            plan.layout, np.stack(images), corrections.mu_per_cm, plan.grid, plan.center_mm, acceptance(plan.scanner)
+            plan.layout,
+            np.stack(images),
+            corrections.mu_per_cm,
+            plan.grid,
+            plan.center_mm,
+            acceptance(plan.scanner),
+            point_mm=point_mm,
         )
         scales = tuple(fit_tails(reconstructor, table, data))
         table = table.with_factor(np.array([s["scale"] for s in scales]))

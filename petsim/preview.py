@@ -1,7 +1,6 @@
 """--dry-run: what a request would do, with nothing written."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any

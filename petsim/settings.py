@@ -146,7 +146,7 @@ class SimulationSettings:
     scatter: ScatterModel = "simulated"
     randoms: RandomsModel = "simulated"
     corrections: CorrectionKind = "estimated"
-    photons: int = 1_000_000
+    photons: int = 500_000
     drift: float = 0.01
     mu_shift: float = 1.0
     truncation_mm: float | None = None

@@ -13,7 +13,7 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import isotope
 from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, differences, oracle
+from petsim.corrections import Estimator, differences, first_subsets, oracle
 from petsim.counts import CountStream, draw_by_component, draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.dose_rates import DoseRates, dose_rates
@@ -187,7 +187,7 @@ def simulate_plan(
     recording = _Recording(model, settings.mode, hold=bool(store.expected_bytes))
     updates = plan.preset.iterations * plan.preset.subsets
     estimator = Estimator.of(plan, settings, model) if settings.corrections == "estimated" else None
-    first_pass = plan.preset.subsets if estimator is not None and model.scatter is not None else 0
+    first_pass = sum(map(len, first_subsets(plan))) if estimator is not None and model.scatter is not None else 0
     done = 0
 
     def step() -> None:
