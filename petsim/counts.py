@@ -132,6 +132,7 @@ class CountStream:
         self._file: Any = tempfile.TemporaryFile(prefix="petsim-") if place == "disk" else None  # noqa: SIM115
         self._held: dict[bytes, list[_Packed]] = {}
         self._totals: dict[bytes, np.ndarray] = {}
+        self._buffers: dict[int, np.ndarray] = {}
 
     def __enter__(self) -> "CountStream":
         return self
@@ -142,21 +143,31 @@ class CountStream:
             self._file.close()
 
     def read(self, views: np.ndarray) -> np.ndarray:
-        """Unsigned integers (dose, views, radial, tof, plane) of a group of views."""
+        """Counts of a group of views, float32 (dose, views, radial, tof, plane); the next call may overwrite them.
+
+        Fresh memory for every group would cost as much as filling it.
+        """
         group = views.tobytes()
         if group in self._held:
             packed = self._held[group]
-            wide = max((p.dtype for p in packed), key=lambda t: t.itemsize)
-            counts = np.zeros((len(packed), *packed[0].shape), wide)
+            out = self._buffer(len(packed), packed[0].shape)
             for k, p in enumerate(packed):
-                p.unpack_into(counts[k])
-            return counts
+                p.unpack_into(out[k].reshape(-1))
+            return out
         counts = self._draw(views)
         if group not in self._totals:
             self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
         if self._place != "redrawn":
             self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
-        return counts
+        out = self._buffer(len(counts), counts.shape[1:])
+        _convert(counts.reshape(-1), out.reshape(-1))
+        return out
+
+    def _buffer(self, doses: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for a group of that many views."""
+        if shape[0] not in self._buffers:
+            self._buffers[shape[0]] = np.empty((doses, *shape), np.float32)
+        return self._buffers[shape[0]]
 
     def totals(self) -> np.ndarray:
         """int64 (dose,): counts in all views that were read."""
@@ -176,7 +187,6 @@ class _Packed:
     def __init__(self, counts: np.ndarray, file: Any) -> None:
         self.shape = counts.shape
         flat = counts.reshape(-1).astype(np.uint8 if counts.max() < 256 else np.uint16)
-        self.dtype = flat.dtype
         nonzero = np.count_nonzero(flat)
         arrays = [flat]
         if nonzero * SPARSE_BYTES <= flat.nbytes:
@@ -186,12 +196,12 @@ class _Packed:
         self._parts = [_InMemory(a) if file is None else _InFile(a, file) for a in arrays]
 
     def unpack_into(self, out: np.ndarray) -> None:
-        """Write to a zeroed array of the same shape."""
+        """Write all values to a float32 array of one dimension."""
         values = self._parts[0].load()
         if len(self._parts) == 1:
-            out[...] = values.reshape(self.shape)
+            _convert(values, out)
         else:
-            out.reshape(-1)[self._parts[1].load()] = values
+            _expand(values, self._parts[1].load(), out)
 
 
 class _InMemory:
@@ -223,3 +233,16 @@ def _compress(flat, values, places):
             values[n] = flat[i]
             places[n] = i
             n += 1
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _convert(source, target):
+    for i in nb.prange(source.size):
+        target[i] = source[i]
+
+
+@nb.njit(cache=True, nogil=True)
+def _expand(values, places, target):
+    target[:] = np.float32(0)
+    for n in range(values.size):
+        target[places[n]] = values[n]

@@ -71,6 +71,7 @@ class Reconstructor:
         self._psf_mm: tuple[float, float, float] = plan.scanner.given("resolution_fwhm_mm")
         self.inside = self._plain.support
         self._ends = self._ends_of(corrections)
+        self._last_tilt: tuple[np.ndarray, np.ndarray] | None = None
         # Images whose blocks were equally live share their sensitivity.
         self._like = [
             next(k for k, other in enumerate(corrections.rates) if np.array_equal(other.live, r.live))
@@ -112,18 +113,28 @@ class Reconstructor:
         layout, rates = self.plan.layout, self.corrections.rates[image]
         product = end_product(layout, self._ends[image][0], views) + np.float32(rates.extra_cps2)
         window_s = 1e-9 * (self.plan.scanner.coincidence_window_ns or 0.0)
-        return product * np.float32(rates.seconds * window_s * tof_share(layout)) / cos4_tilt(layout, views)
+        product *= np.float32(rates.seconds * window_s * tof_share(layout))
+        product /= self._tilt(views)
+        return product
 
-    def background(self, views: np.ndarray, first: int, images: int) -> np.ndarray:
+    def _tilt(self, views: np.ndarray) -> np.ndarray:
+        """cos(theta)^4, kept for the group of views that is worked on."""
+        if self._last_tilt is None or not np.array_equal(self._last_tilt[0], views):
+            self._last_tilt = views, cos4_tilt(self.plan.layout, views)
+        return self._last_tilt[1]
+
+    def background(self, views: np.ndarray, first: int, images: int, out: np.ndarray | None = None) -> np.ndarray:
         """Scatter and randoms of some images over the factors of a bin, float32 (images, views, radial, tof, plane)."""
         layout, scatter = self.plan.layout, self.corrections.scatter
-        make = np.zeros if scatter is None else np.empty
-        out = make((images, len(views), *layout.shape[1:]), np.float32)
+        if out is None:
+            out = np.empty((images, len(views), *layout.shape[1:]), np.float32)
         survive = self.survival(views)
         for k in range(images):
             rates = self.corrections.rates[first + k]
             if scatter is not None:
                 scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k, out[k])
+            else:
+                out[k] = 0
             _background(out[k], np.float32(rates.counts_per_unit), self.random_rates(views, first + k), survive)
         return out
 
@@ -157,6 +168,8 @@ class Reconstructor:
             float32 (images, x, y, z), still with the constants of the counts.
         """
         images = len(self.corrections.rates)
+        # Fresh memory for every group would cost as much as filling it.
+        buffers: dict[tuple[int, int], np.ndarray] = {}
 
         def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
             sums = self._projector.new_sums(images)
@@ -165,7 +178,10 @@ class Reconstructor:
                 first = 0
                 for stack in data(views):
                     part = slice(first, first + len(stack))
-                    more = self.background(views, first, len(stack))
+                    shape = (len(stack), len(views))
+                    if shape not in buffers:
+                        buffers[shape] = np.empty((*shape, *self.plan.layout.shape[1:]), np.float32)
+                    more = self.background(views, first, len(stack), buffers[shape])
                     self._projector.add_em_back(sums[part], views, stack, prepared[part], more)
                     first += len(stack)
             return self._projector.image_of(sums)

@@ -329,7 +329,7 @@ def _count_rows(
     return rows
 
 
-SCATTER_DECAYS = 20
+SCATTER_DECAYS = 40
 """Decays of the Monte Carlo for `--scatter monte-carlo` by decay of that for singles: scattered coincidences are few."""
 
 SAMPLED_VIEWS = 12

@@ -748,10 +748,3 @@ def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof
             for r in range(part, radials, parts):
                 _project_line(mode, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, images[m],
                               data[m, v, r], background[m, v, r], backs[m, part], scratch)  # fmt: skip
-
-
-@nb.njit(cache=True, nogil=True, parallel=True)
-def convert(source, target):
-    """Copy one-dimensional arrays of different types."""
-    for i in nb.prange(source.size):
-        target[i] = source[i]

@@ -217,9 +217,6 @@ class SinogramProjector:
     ) -> None:  # fmt: skip
         _, ends = self._views(views)
         # One type of data, since the kernels take 13 s to compile for each.
-        if data.dtype.kind == "u" and data.flags.c_contiguous:
-            counts, data = data, np.empty(data.shape, np.float32)
-            kernels.convert(counts.reshape(-1), data.reshape(-1))
         data = np.ascontiguousarray(data, np.float32)
         if background is None:
             background = np.empty((*data.shape[:3], 0, data.shape[4]), np.float32)
