@@ -64,12 +64,12 @@ def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations:
     return Storage("memory", counts, expected if least + counts + expected <= budget else 0.0)
 
 
-def draw_thinned(ladder: DoseLadder, expected: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Counts of some views at all doses by binomial thinning: uint16 (dose, views, radial, tof, plane)."""
-    counts = np.empty((len(ladder.drfs), *expected.shape), np.uint16)
+def draw_thinned(ladder: DoseLadder, expected: np.ndarray, views: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Counts of some views at all doses by binomial thinning: uint16 (dose, views, radial, tof, plane), `out` if given."""
+    counts = np.empty((len(ladder.drfs), *expected.shape), np.uint16) if out is None else out
     for k, (view, mean) in enumerate(zip(views.tolist(), expected, strict=True)):
         first = view * mean.size
-        counts[:, k] = ladder.thin(ladder.draw(mean, first), first)
+        ladder.thin(ladder.draw(mean, first), first, counts[:, k])
     return counts
 
 

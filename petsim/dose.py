@@ -78,7 +78,7 @@ class DoseLadder:
         _draw(flat, first_bin, np.uint64(self.key), counts)
         return counts.reshape(expected.shape)
 
-    def thin(self, counts: np.ndarray, first_bin: int = 0) -> np.ndarray:
+    def thin(self, counts: np.ndarray, first_bin: int = 0, out: np.ndarray | None = None) -> np.ndarray:
         """Nested counts at every dose.
 
         Parameters
@@ -87,6 +87,8 @@ class DoseLadder:
             Unsigned integers: recorded counts of consecutive bins at full dose.
         first_bin : int
             Index of the first of them in the whole sinogram.
+        out : ndarray, optional
+            Is filled and returned; None makes a new one.
 
         Returns
         -------
@@ -95,9 +97,9 @@ class DoseLadder:
         """
         flat = np.ascontiguousarray(counts).reshape(-1)
         limits = np.array([math.ceil(2**32 / d) for d in self.drfs], np.uint64)
-        kept = np.empty((len(self.drfs), flat.size), flat.dtype)
-        _thin(flat, first_bin, np.uint64(self.key), limits[:, None], 1, 1, kept)
-        return kept.reshape(len(self.drfs), *counts.shape)
+        kept = np.empty((len(self.drfs), *counts.shape), flat.dtype) if out is None else out
+        _thin(flat, first_bin, np.uint64(self.key), limits[:, None], 1, 1, kept.reshape(len(self.drfs), -1))
+        return kept
 
     def thin_by_bin(self, counts: np.ndarray, kept: np.ndarray, first_bin: int = 0) -> np.ndarray:
         """Nested counts at every dose, where bins keep different shares.

@@ -281,6 +281,7 @@ class _Recording:
         self._model, self._mode, self._hold = model, mode, hold
         self._held: dict[bytes, np.ndarray] = {}
         self._sums: dict[bytes, np.ndarray] = {}
+        self._buffer: np.ndarray | None = None
 
     def expected(self, views: np.ndarray) -> np.ndarray:
         """Expected prompts at full dose, float32 (views, radial, tof, plane)."""
@@ -295,9 +296,13 @@ class _Recording:
         return counts
 
     def draw(self, ladder: DoseLadder, views: np.ndarray) -> np.ndarray:
-        """Counts at all doses, uint16 (dose, views, radial, tof, plane)."""
+        """Counts at all doses, uint16 (dose, views, radial, tof, plane); the next call may overwrite them."""
         if self._mode == "thin":
-            return draw_thinned(ladder, self.expected(views), views)
+            expected = self.expected(views)
+            shape = (len(ladder.drfs), *expected.shape)
+            if self._buffer is None or self._buffer.shape != shape:
+                self._buffer = np.empty(shape, np.uint16)
+            return draw_thinned(ladder, expected, views, self._buffer)
         components = self._model.components(views)
         kept = {name: [self._model.kept(views, name, d) for d in range(len(ladder.drfs))] for name in COMPONENTS}
         over_tof = {name: c.sum(axis=2, dtype=np.float64) for name, c in components.items()}

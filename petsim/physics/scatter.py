@@ -113,7 +113,7 @@ class ScatterTable:
         """
         if (layout.tof_bins, _tof_bin_mm(layout)) != (self.values.shape[3], self.tof_bin_mm):
             raise DataError("the scatter table was made for other TOF bins than the layout's; make it again")
-        nodes, fractions, swapped = self._angles(layout, np.asarray(views))
+        nodes, fractions, swapped = self._angles(layout, np.asarray(views, np.int64))
         places, parts = _plane_places(layout, self.detector_z_mm, self.values.shape[5])
         out = np.empty((len(views), *layout.shape[1:]), np.float32) if out is None else out
         values = self.values[image].reshape(*self.values.shape[1:4], -1)
@@ -129,7 +129,7 @@ class ScatterTable:
     def _angles(self, layout: SinogramLayout, views: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nodes, fractions and order of the ends of the LORs of some views, see `scatter_kernels.interpolate`."""
         phis = self.values.shape[1]
-        phi = lor_angles(layout, views) * (phis / (2 * math.pi))
+        phi = _group_angles(layout, views.tobytes()) * (phis / (2 * math.pi))
         # The table holds differences up to half a turn.
         swapped = (phi[..., 1] - phi[..., 0]) % phis > phis / 2
         phi[swapped] = phi[swapped][:, ::-1]
@@ -149,6 +149,12 @@ def lor_angles(layout: SinogramLayout, views: np.ndarray) -> np.ndarray:
     mx, my = x1 - along * ux, y1 - along * uy
     half = np.sqrt(np.maximum(layout.scanner.radius_mm**2 - mx**2 - my**2, 0.0))
     return np.stack([np.arctan2(my - half * uy, mx - half * ux), np.arctan2(my + half * uy, mx + half * ux)], axis=-1)
+
+
+@lru_cache(maxsize=1024)
+def _group_angles(layout: SinogramLayout, views: bytes) -> np.ndarray:
+    """`lor_angles` of a group of views (int64 as bytes): every image and iteration asks for the same groups."""
+    return lor_angles(layout, np.frombuffer(views, np.int64))
 
 
 @lru_cache(maxsize=4)
