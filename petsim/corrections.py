@@ -188,6 +188,10 @@ def estimate_randoms(
 def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> list[dict[str, Any]]:
     """Scale of the estimated scatter by image, from the counts in LORs beside the body.
 
+    Where tails hold too few counts it is `DEFAULT_SCALE` = m. An image that was reconstructed without scatter stands for
+    all net counts N, so that the scatter simulated from it, the share q of N, is too strong: the one of unscattered
+    counts N - S alone is S = m q (N - S), that is m / (1 + m q) times what was simulated.
+
     Returns
     -------
     list of dict
@@ -198,6 +202,7 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
     around, along = (math.ceil(TAIL_MARGIN_MM / mm) + 1 for mm in (layout.radial_pitch_mm, layout.ring_pitch_mm / 2))
     size = (1, 2 * around + 1, 2 * along + 1)
     tails = [TailSums() for _ in corrections.rates]
+    totals = np.zeros((len(tails), 2))
     groups = [g for subset in range(reconstructor.plan.preset.subsets) for g in reconstructor.groups(subset)]
     for views in groups[::TAIL_GROUPS]:
         beside = ndimage.minimum_filter(reconstructor.survival(views), size) > TAIL_SURVIVAL
@@ -209,9 +214,12 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
                 randoms = factor * reconstructor.random_rates(views, k) * np.float32(layout.tof_bins)
                 scatter = table.at(layout, views, k).sum(axis=2) * factor
                 scatter *= np.float32(corrections.rates[k].counts_per_unit)
-                tails[k].add(counts.sum(axis=2, dtype=np.float32), randoms, scatter, beside)
+                summed = counts.sum(axis=2, dtype=np.float32)
+                tails[k].add(summed, randoms, scatter, beside)
+                totals[k] += scatter.sum(dtype=np.float64), (summed - randoms).sum(dtype=np.float64)
             first += len(stack)
-    return [t.scale(default=DEFAULT_SCALE) for t in tails]
+    shares = totals[:, 0] / np.maximum(totals[:, 1], 1.0) if corrections.scatter is None else np.zeros(len(tails))
+    return [t.scale(default=DEFAULT_SCALE / (1 + DEFAULT_SCALE * q)) for t, q in zip(tails, shares.tolist(), strict=True)]
 
 
 def differences(used: Corrections, true: Corrections) -> dict[str, Any]:

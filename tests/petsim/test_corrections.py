@@ -112,3 +112,26 @@ def test_components_add_up(modeled):
     np.testing.assert_allclose(counts, sum(parts.values()), rtol=1e-5)
     for k, part in enumerate(parts.values()):
         np.testing.assert_allclose(sums[:, k], part.sum(axis=(1, 2, 3), dtype=np.float64), rtol=1e-5)
+
+
+def test_the_fallback_of_a_first_pass_allows_for_scatter_in_its_image(modeled):
+    """Too few counts to fit: the scale of the first pass still comes near what scatter needs, and is called a fallback."""
+    plan, model = modeled
+    estimator = Estimator.of(plan, SETTINGS, model)
+    true = oracle(plan, model, 1)
+    start = Reconstructor(plan, model.operator, replace(estimator.start(true), rates=model.rates[:1]))
+    fewer = replace(start.corrections.rates[0], **{
+        name: getattr(model.rates[0], name) / 1e4 for name in ("counts_per_unit", "seconds")
+    })  # fmt: skip
+    start = start.believing(replace(start.corrections, rates=(fewer,)))
+
+    def data(views):
+        return [model.expected(views)[None] / 1e4]
+
+    images = start.run(data, range(plan.preset.subsets))
+    found = estimator.refreshed(start, images, data)
+    assert found.corrections.scatter_scales[0]["how"] == "fallback"
+    views = np.arange(0, plan.layout.views, 5)
+    assert model.scatter is not None and found.corrections.scatter is not None
+    truth = model.scatter.at(plan.layout, views).sum(dtype=np.float64)
+    assert found.corrections.scatter.at(plan.layout, views).sum(dtype=np.float64) == pytest.approx(truth, rel=0.15)
