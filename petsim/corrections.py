@@ -124,9 +124,10 @@ class Estimator:
         """
         first, last = first_subsets(self.plan)
         images = start.run(data, first, step)
-        if last:
-            images = self.refreshed(start, images, data, FIRST_POINT_MM).run(data, last, step, images)
-        return self.refreshed(start, images, data)
+        if not last:
+            return self.refreshed(start, images, data)
+        corrected = self.refreshed(start, images, data, FIRST_POINT_MM)
+        return self.refreshed(corrected, corrected.run(data, last, step, images), data)
 
     def refreshed(
         self, reconstructor: Reconstructor, raw: np.ndarray, data: Data, point_mm: float = POINT_MM
