@@ -113,7 +113,16 @@ def _rates(plan: Plan, settings: SimulationSettings, singles: Singles, scale: fl
     scanner = plan.scanner if published else replace(plan.scanner, sensitivity_cps_per_kbq=sensitivity(plan.scanner))
     level = counts_per_activity(scanner, settings.efficiency_spread)
     name = plan.subject.injection.isotope
-    return tuple(dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale) for d in settings.ladder())
+    rates = tuple(dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale) for d in settings.ladder())
+    live = float(rates[0].live.min())
+    if live < LEAST_LIVE:
+        raise DataError(
+            f"{plan.subject.name}: {plan.subject.total_mbq():.0f} MBq in the image leave the detector blocks of "
+            f"{scanner.name} live {100 * live:.0f} % of the time, beyond the range of the dead-time model "
+            f"({100 * LEAST_LIVE:.0f} %); check units and "
+            "--activity-mbq, or leave dead time out with --randoms none"
+        )
+    return rates
 
 
 def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
@@ -336,6 +345,9 @@ def _count_rows(
 
 SCATTER_DECAYS = 40
 """Decays of the Monte Carlo for `--scatter monte-carlo` by decay of that for singles: scattered coincidences are few."""
+
+LEAST_LIVE = math.exp(-1)
+"""Where the rate of a paralyzable block is highest; beyond it, it falls with more activity."""
 
 SAMPLED_VIEWS = 12
 """Views from which the level of counts is estimated beforehand."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_recipes.errors import DataError
 from data_recipes.isotopes import isotope, mean_decay_factor
 from data_recipes.phantoms.analytic import cylinder
 from petsim.dose import DoseLadder
@@ -115,3 +116,9 @@ def test_what_regained_live_time_adds_is_drawn_apart():
     ratio = draws[:, 1].var(axis=0, ddof=1).mean() / (1.5 * expected.mean())
     assert ratio == pytest.approx(1, abs=0.04)
     assert np.all(draws[:, 1] >= draws[:, 0])
+
+
+def test_an_activity_beyond_the_dead_time_model_is_one_clear_line():
+    with pytest.raises(DataError, match=r"^cylinder: \d+ MBq in the image leave [^\n]*--activity-mbq[^\n]*--randoms none$"):
+        build_model(*planned(3e6))
+    build_model(*planned(3e6, randoms="none", scatter="none"))
