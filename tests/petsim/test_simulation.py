@@ -174,7 +174,7 @@ def liver_scans():
     assert box is not None
     middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
     settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=(4.0, 10.0, 20.0), realizations=12,
-                                  corrections="oracle", center_mm=middle)  # fmt: skip
+                                  corrections="oracle", scatter="none", randoms="none", center_mm=middle)  # fmt: skip
     result = simulate_plan(plan_subject(patient, settings), settings)
     box, how = noise_region(result.activity_bqml, result.labels, patient.label_names, result.grid)
     assert box is not None and "liver" in how
