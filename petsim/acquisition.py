@@ -15,11 +15,10 @@ import numba as nb
 import numpy as np
 
 from data_recipes.grid import Grid
-from petsim.dose_rates import DoseRates
+from petsim.dose_rates import BinRates, DoseRates
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.physics.attenuation import survival
-from petsim.physics.normalization import cos4_tilt, normalization
-from petsim.physics.randoms import Ends, end_product, tof_share
+from petsim.physics.normalization import normalization
 from petsim.physics.resolution import ray_design
 from petsim.physics.scatter import ScatterTable
 from petsim.physics.singles import DetectorAreas
@@ -104,31 +103,14 @@ class AcquisitionModel:
         return total
 
     @cached_property
-    def _ends(self) -> list[tuple[Ends, Ends]]:
-        """Singles and live fractions at the ends of LORs, by dose."""
-        return [
-            (self.areas.at_ends(self.layout, r.singles_cps), self.areas.at_ends(self.layout, r.live)) for r in self.rates
-        ]
-
-    def live(self, views: np.ndarray, dose: int = 0) -> np.ndarray:
-        """Live fraction of both blocks, float32 (views, radial, plane)."""
-        return end_product(self.layout, self._ends[dose][1], views)
-
-    def random_rate(self, views: np.ndarray, dose: int = 0) -> np.ndarray:
-        """Products of singles rates a crystal pair of efficiencies 1, float32 (views, radial, plane) in cps^2."""
-        return end_product(self.layout, self._ends[dose][0], views) + np.float32(self.rates[dose].extra_cps2)
+    def in_bins(self) -> BinRates:
+        """Live fractions and randoms in sinogram bins, by dose."""
+        return BinRates(self.layout, self.areas, self.rates)
 
     def factors(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Counts at full dose for a line integral of 1 Bq/mL mm, and random ones a TOF bin: (views, radial, plane) each."""
-        rates, norm = self.rates[0], self.normalization(views) * self.live(views)
-        randoms = norm / cos4_tilt(self.layout, views) * self.random_rate(views)
-        randoms *= np.float32(rates.seconds * self.window_s * tof_share(self.layout))
-        return norm * np.float32(rates.counts_per_unit), randoms
-
-    @property
-    def window_s(self) -> float:
-        """Full width of the coincidence window."""
-        return 1e-9 * (self.layout.scanner.coincidence_window_ns or 0.0)
+        norm = self.normalization(views) * self.in_bins.live(views)
+        return norm * np.float32(self.rates[0].counts_per_unit), norm * self.in_bins.randoms(views)
 
     def components(self, views: np.ndarray) -> dict[str, np.ndarray]:
         """Expected counts at full dose by `COMPONENTS`, float32 (views, radial, tof, plane) each."""
@@ -156,12 +138,11 @@ class AcquisitionModel:
 
     def kept(self, views: np.ndarray, component: str, dose: int) -> np.ndarray:
         """Expected counts of a component at a dose over those at full dose, float32 (views, radial, plane)."""
-        full, low = self.rates[0], self.rates[dose]
-        ratio = self.live(views, dose) / self.live(views)
+        ratio = self.in_bins.live(views, dose) / self.in_bins.live(views)
         if component == "randoms":
-            here, there = self.random_rate(views, dose), self.random_rate(views)
-            return ratio * (here / there) * np.float32(low.seconds / full.seconds)
-        return ratio * np.float32(low.counts_per_unit / full.counts_per_unit)
+            full = self.in_bins.randoms(views)
+            return ratio * np.divide(self.in_bins.randoms(views, dose), full, out=np.zeros_like(full), where=full > 0)
+        return ratio * np.float32(self.rates[dose].counts_per_unit / self.rates[0].counts_per_unit)
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)

@@ -211,8 +211,8 @@ def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> 
         first = 0
         for stack in data(views):
             for k, counts in enumerate(stack, first):
-                factor = norm * reconstructor.live(views, k)
-                randoms = factor * reconstructor.random_rates(views, k) * np.float32(layout.tof_bins)
+                factor = norm * reconstructor.in_bins.live(views, k)
+                randoms = factor * reconstructor.in_bins.randoms(views, k) * np.float32(layout.tof_bins)
                 scatter = table.at(layout, views, k).sum(axis=2) * factor
                 scatter *= np.float32(corrections.rates[k].counts_per_unit)
                 summed = counts.sum(axis=2, dtype=np.float32)

@@ -1,12 +1,16 @@
 """Count rates at every dose: what a mode of the dose ladder changes."""
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from data_recipes.isotopes import Isotope, decay_factor, effective_seconds, isotope, mean_decay_factor
+from petsim.geometry.sinogram import SinogramLayout
+from petsim.physics.normalization import cos4_tilt
+from petsim.physics.randoms import Ends, end_product, tof_share
 from petsim.physics.rates import TAU_AREA_US_CM2
-from petsim.physics.singles import Singles
+from petsim.physics.singles import DetectorAreas, Singles
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,48 @@ class DoseRates:
     singles_cps: np.ndarray
     extra_cps2: float
     live: np.ndarray
+
+
+@dataclass(frozen=True)
+class BinRates:
+    """What rates over the detectors mean in sinogram bins.
+
+    Parameters
+    ----------
+    layout : SinogramLayout
+    areas : DetectorAreas
+        On which `rates` gives singles and live fractions.
+    rates : tuple of DoseRates
+    """
+
+    layout: SinogramLayout
+    areas: DetectorAreas
+    rates: tuple[DoseRates, ...]
+
+    @cached_property
+    def _ends(self) -> list[tuple[Ends, Ends]]:
+        """Singles and live fractions at the ends of LORs."""
+        at_ends = self.areas.at_ends
+        return [(at_ends(self.layout, r.singles_cps), at_ends(self.layout, r.live)) for r in self.rates]
+
+    def live(self, views: np.ndarray, item: int = 0) -> np.ndarray:
+        """Live fraction of both blocks by the rates of an item, float32 (views, radial, plane)."""
+        return end_product(self.layout, self._ends[item][1], views)
+
+    def randoms(self, views: np.ndarray, item: int = 0) -> np.ndarray:
+        """Random counts a TOF bin over normalization and live fraction, float32 (views, radial, plane)."""
+        rates = self.rates[item]
+        product = end_product(self.layout, self._ends[item][0], views) + np.float32(rates.extra_cps2)
+        window_s = 1e-9 * (self.layout.scanner.coincidence_window_ns or 0.0)
+        product *= np.float32(rates.seconds * window_s * tof_share(self.layout))
+        product /= _tilt(self.layout, np.asarray(views, np.int64).tobytes())
+        return product
+
+
+@lru_cache(maxsize=1)
+def _tilt(layout: SinogramLayout, views: bytes) -> np.ndarray:
+    """cos(theta)^4 of a group of views (int64 as bytes), kept since every image asks for that of the same group."""
+    return cos4_tilt(layout, np.frombuffer(views, np.int64))
 
 
 def dose_rates(

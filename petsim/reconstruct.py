@@ -8,11 +8,10 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from petsim.dose_rates import DoseRates
+from petsim.dose_rates import BinRates, DoseRates
 from petsim.filters import gaussian
 from petsim.physics.attenuation import survival
-from petsim.physics.normalization import cos4_tilt, normalization
-from petsim.physics.randoms import Ends, end_product, tof_share
+from petsim.physics.normalization import normalization
 from petsim.physics.scatter import ScatterTable
 from petsim.physics.singles import DetectorAreas
 from petsim.plan import Plan
@@ -70,8 +69,7 @@ class Reconstructor:
         self._mu = self._plain.prepare(corrections.mu_per_cm[None])[0]
         self._psf_mm: tuple[float, float, float] = plan.scanner.given("resolution_fwhm_mm")
         self.inside = self._plain.support
-        self._ends = self._ends_of(corrections)
-        self._last_tilt: tuple[np.ndarray, np.ndarray] | None = None
+        self.in_bins = BinRates(plan.layout, corrections.areas, corrections.rates)
         # Images whose blocks were equally live share their sensitivity.
         self._like = [
             next(k for k, other in enumerate(corrections.rates) if np.array_equal(other.live, r.live))
@@ -79,18 +77,13 @@ class Reconstructor:
         ]
         self._sensitivities = [self._sensitivity(subset) for subset in range(plan.preset.subsets)]
 
-    def _ends_of(self, corrections: Corrections) -> list[tuple[Ends, Ends]]:
-        """Singles and live fractions at the ends of LORs, by image."""
-        at_ends = corrections.areas.at_ends
-        return [(at_ends(self.plan.layout, r.singles_cps), at_ends(self.plan.layout, r.live)) for r in corrections.rates]
-
     def _sensitivity(self, subset: int) -> np.ndarray:
         own = sorted(set(self._like))
         sums = self._plain.new_sums(len(own))
         for views in self.groups(subset):
             factors = self.survival(views)[:, :, None]
             factors *= normalization(self.plan.layout, self.corrections.efficiencies, views)[:, :, None]
-            self._plain.add_back(sums, views, np.stack([factors * self.live(views, k)[:, :, None] for k in own]))
+            self._plain.add_back(sums, views, np.stack([factors * self.in_bins.live(views, k)[:, :, None] for k in own]))
         images = np.stack([self.blur(image) for image in self._plain.image_of(sums)])
         return images if len(own) == 1 else images[[own.index(k) for k in self._like]]
 
@@ -104,25 +97,6 @@ class Reconstructor:
         """Survival of both photons by the mu-map in use, float32 (views, radial, plane)."""
         return survival(self._plain.forward_prepared(self._mu, views))[:, :, 0]
 
-    def live(self, views: np.ndarray, image: int) -> np.ndarray:
-        """Live fraction of both blocks, float32 (views, radial, plane)."""
-        return end_product(self.plan.layout, self._ends[image][1], views)
-
-    def random_rates(self, views: np.ndarray, image: int) -> np.ndarray:
-        """Random counts a TOF bin over normalization and live fraction, float32 (views, radial, plane)."""
-        layout, rates = self.plan.layout, self.corrections.rates[image]
-        product = end_product(layout, self._ends[image][0], views) + np.float32(rates.extra_cps2)
-        window_s = 1e-9 * (self.plan.scanner.coincidence_window_ns or 0.0)
-        product *= np.float32(rates.seconds * window_s * tof_share(layout))
-        product /= self._tilt(views)
-        return product
-
-    def _tilt(self, views: np.ndarray) -> np.ndarray:
-        """cos(theta)^4, kept for the group of views that is worked on."""
-        if self._last_tilt is None or not np.array_equal(self._last_tilt[0], views):
-            self._last_tilt = views, cos4_tilt(self.plan.layout, views)
-        return self._last_tilt[1]
-
     def background(self, views: np.ndarray, first: int, images: int, out: np.ndarray | None = None) -> np.ndarray:
         """Scatter and randoms of some images over the factors of a bin, float32 (images, views, radial, tof, plane)."""
         layout, scatter = self.plan.layout, self.corrections.scatter
@@ -135,7 +109,7 @@ class Reconstructor:
                 scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k, out[k])
             else:
                 out[k] = 0
-            _background(out[k], np.float32(rates.counts_per_unit), self.random_rates(views, first + k), survive)
+            _background(out[k], np.float32(rates.counts_per_unit), self.in_bins.randoms(views, first + k), survive)
         return out
 
     def blur(self, image: np.ndarray) -> np.ndarray:
@@ -201,7 +175,8 @@ class Reconstructor:
     def believing(self, corrections: Corrections) -> "Reconstructor":
         """The same with other randoms and scatter; all that sensitivities depend on must be equal."""
         other = copy(self)
-        other.corrections, other._ends = corrections, other._ends_of(corrections)
+        other.corrections = corrections
+        other.in_bins = BinRates(self.plan.layout, corrections.areas, corrections.rates)
         return other
 
 

@@ -16,6 +16,7 @@ from petsim.geometry.scanner import Scanner
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.physics.monte_carlo import lutetium, photon_pairs
 from petsim.physics.multiple_scatter import zone_ratio
+from petsim.physics.rates import live_fraction
 
 AREA_MM = (60.0, 40.0)
 """Largest transaxial and axial size of an area of detectors over which singles are averaged."""
@@ -140,7 +141,7 @@ class Singles:
         """
         size = self.areas.scanner.crystal_size_mm
         triggers = self.triggers_cps * (decay / drf) + self.lutetium_triggers_cps
-        return np.exp(-tau_area_us_cm2 * 1e-6 * triggers / (size[0] * size[1] * 1e-2))
+        return live_fraction(triggers / (size[0] * size[1] * 1e-2), tau_area_us_cm2)
 
 
 def no_singles(scanner: Scanner) -> Singles:

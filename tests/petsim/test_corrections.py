@@ -63,7 +63,7 @@ def test_scatter_and_randoms_come_near_the_true_ones(modeled):
             truth, rel=tolerance
         )
         np.testing.assert_allclose(
-            found.random_rates(views, image).mean(), true.random_rates(views, image).mean(), rtol=0.02
+            found.in_bins.randoms(views, image).mean(), true.in_bins.randoms(views, image).mean(), rtol=0.02
         )
     assert [s["how"] for s in found.corrections.scatter_scales] == ["fitted", "fitted"]
 
@@ -99,7 +99,7 @@ def test_without_corrections_to_estimate_nothing_is_added(modeled):
     model = build_model(plan, settings)
     assert model.scatter is None
     assert not Reconstructor(plan, model.operator, oracle(plan, model, 1)).background(np.arange(2), 0, 1).any()
-    np.testing.assert_array_equal(model.live(np.arange(2)), 1)
+    np.testing.assert_array_equal(model.in_bins.live(np.arange(2)), 1)
     counts, sums = model.expected_and_totals(np.arange(2))
     assert sums[:, 1:].sum() == 0 and sums[:, 0].sum() == pytest.approx(counts.sum(dtype=np.float64), rel=1e-5)
 

@@ -122,3 +122,11 @@ def test_an_activity_beyond_the_dead_time_model_is_one_clear_line():
     with pytest.raises(DataError, match=r"^cylinder: \d+ MBq in the image leave [^\n]*--activity-mbq[^\n]*--randoms none$"):
         build_model(*planned(3e6))
     build_model(*planned(3e6, randoms="none", scatter="none"))
+
+
+@pytest.mark.parametrize("mode", ["window", "dose"])
+def test_a_lower_dose_without_randoms_has_none(mode):
+    model = build_model(*planned(mode=mode, randoms="none"))
+    total = sums(model)
+    assert np.all(total[:, 2] == 0)
+    np.testing.assert_allclose(total[:, 0] / total[0, 0], 1 / np.array(SETTINGS.ladder()), rtol=0.005)
