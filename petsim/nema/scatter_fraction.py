@@ -96,7 +96,6 @@ def measure(scanner: Scanner, decays: int = DECAYS, seed: int = 0) -> Measured:
     Measured
     """
     grid, activity, mu = phantom()
-    low, high = scanner.given("energy_window_kev")
     rows = block_rows(scanner)
     count = int(rows.max()) + 1
     pairs, triggers = np.zeros((count, count)), np.zeros(count)
@@ -105,11 +104,11 @@ def measure(scanner: Scanner, decays: int = DECAYS, seed: int = 0) -> Measured:
     for batch in photon_pairs(scanner, activity, mu, grid, (0.0, 0.0, 0.0), decays, seed):
         seen = batch.energy_kev > 0
         triggers += np.bincount(rows[batch.ring[seen]], batch.triggers[seen], count)
-        in_window = (batch.energy_kev >= low) & (batch.energy_kev <= high)
+        in_window = batch.in_window(scanner)
         address = batch.crystal[in_window].astype(np.int64) * scanner.rings + batch.ring[in_window]
         singles += np.bincount(address, minlength=singles.size)
-        both = in_window.all(axis=1)
-        offset, accepted = _offsets(scanner, batch, both)
+        both = batch.coincident(scanner)
+        offset, accepted = _offsets(batch, both)
         inside += int(accepted.sum())
         outside += int((offset[accepted] > STRIP_MM).sum())
         edge += int((np.abs(offset[accepted] - STRIP_MM) < EDGE_MM).sum())
@@ -127,12 +126,11 @@ def measure(scanner: Scanner, decays: int = DECAYS, seed: int = 0) -> Measured:
     return Measured(response, scattered / max(inside, 1), inside)
 
 
-def _offsets(scanner: Scanner, batch: PhotonPairs, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _offsets(batch: PhotonPairs, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance of each LOR from the line source, and whether the standard counts it."""
     first, second = batch.position_mm[both, 0].astype(np.float64), batch.position_mm[both, 1].astype(np.float64)
-    near = np.abs(batch.ring[both, 0] - batch.ring[both, 1]) <= scanner.max_ring_difference
     distance, chord = _distance(first, second)
-    accepted = near & (distance <= FOV_MM) & (np.abs(first[:, 2] + second[:, 2]) <= 2 * SLICES_MM)
+    accepted = (distance <= FOV_MM) & (np.abs(first[:, 2] + second[:, 2]) <= 2 * SLICES_MM)
     shift = LINE_Y_MM * (second[:, 0] - first[:, 0])
     signed = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
     return np.abs(signed + shift) / chord, accepted

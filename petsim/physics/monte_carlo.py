@@ -91,6 +91,16 @@ class PhotonPairs:
     scatters: np.ndarray
     triggers: np.ndarray
 
+    def in_window(self, scanner: Scanner) -> np.ndarray:
+        """bool (n, 2): detected in the scanner's energy window."""
+        low, high = scanner.given("energy_window_kev")
+        return (self.energy_kev >= low) & (self.energy_kev <= high)
+
+    def coincident(self, scanner: Scanner) -> np.ndarray:
+        """bool (n,): both photons in the energy window and within the maximum ring difference."""
+        near = np.abs(self.ring[:, 0] - self.ring[:, 1]) <= scanner.max_ring_difference
+        return self.in_window(scanner).all(axis=1) & near
+
 
 class _Object(NamedTuple):
     mu: np.ndarray

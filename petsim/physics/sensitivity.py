@@ -43,14 +43,11 @@ def _accepted(scanner: Scanner, decays: int, seed: int, cover_g_cm2: float) -> t
     """Share of annihilations that make a coincidence, and share of the interacting photons in the energy window."""
     grid = Grid.centered((1, 1, LINE_MM), (1.0, 1.0, 1.0))
     line, nothing = np.ones(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
-    low, high = scanner.given("energy_window_kev")
     pairs = photons = inside = 0
     for batch in photon_pairs(scanner, line, nothing, grid, (0.0, 0.0, 0.0), decays, seed, cover_g_cm2=cover_g_cm2):
-        in_window = (batch.energy_kev >= low) & (batch.energy_kev <= high)
-        near = np.abs(batch.ring[:, 0] - batch.ring[:, 1]) <= scanner.max_ring_difference
-        pairs += int(np.count_nonzero(in_window.all(axis=1) & near))
+        pairs += int(np.count_nonzero(batch.coincident(scanner)))
         photons += int(np.count_nonzero(batch.energy_kev))
-        inside += int(np.count_nonzero(in_window))
+        inside += int(np.count_nonzero(batch.in_window(scanner)))
     return pairs / decays, inside / photons
 
 

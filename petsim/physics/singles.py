@@ -183,17 +183,15 @@ def subject_singles(
         Of the Monte Carlo.
     """
     areas = DetectorAreas.of(scanner)
-    low, high = scanner.given("energy_window_kev")
     counted, triggers = np.zeros((areas.across, areas.along)), np.zeros((areas.across, areas.along))
     orders = np.zeros((areas.along, 3))
     for batch in photon_pairs(scanner, activity_bqml, mu_per_cm, grid, center_mm, decays, seed):
-        inside = (batch.energy_kev >= low) & (batch.energy_kev <= high)
+        inside = batch.in_window(scanner)
         x, y, z = np.moveaxis(batch.position_mm.astype(np.float64), -1, 0)
         for weight, into in ((inside, counted), (batch.triggers, triggers)):
             hit = (weight > 0) & (batch.crystal >= 0)
             np.add.at(into, areas.index(x[hit], y[hit], z[hit]), weight[hit].astype(float))
-        both = inside.all(axis=1)
-        both &= np.abs(np.diff(batch.ring, axis=1)[:, 0]) <= scanner.max_ring_difference
+        both = batch.coincident(scanner)
         chord = np.hypot(x[:, 1] - x[:, 0], y[:, 1] - y[:, 0])
         both &= np.abs(x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]) <= fov_mm / 2 * chord
         middle = areas.index(x[both, 0], y[both, 0], z[both].mean(axis=1))[1]
