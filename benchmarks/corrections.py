@@ -50,7 +50,7 @@ def main() -> None:
         ladder = DoseLadder(DRFS, settings.seed, subject.name, k)
         counts = {g.tobytes(): draw_thinned(ladder, expected[g.tobytes()], g) for g in groups}
         recon = start.believing(replace(start.corrections, rates=estimator.randoms(window, ladder, len(DRFS))))
-        found = estimator.first_scatter(recon, lambda views, counts=counts: [counts[views.tobytes()]], lambda: None)
+        found, _ = estimator.first_iteration(recon, lambda views, counts=counts: [counts[views.tobytes()]], lambda: None)
         scales = [s["scale"] for s in found.corrections.scatter_scales]
         table = found.corrections.scatter
         assert table is not None

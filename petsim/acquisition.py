@@ -96,10 +96,8 @@ class AcquisitionModel:
         """Attenuated line integrals of the blurred activity, float32 (views, radial, tof, plane) in Bq/mL mm."""
         total = np.zeros((len(views), *self.layout.shape[1:]), np.float32)
         for activity, mu in self._rays:
-            ray = activity.forward_prepared(self._prepared[0], views)
-            ray *= survival(mu.forward_prepared(self._prepared[1], views))
-            total += ray
-        total /= np.float32(len(self._rays))
+            survive = survival(mu.forward_prepared(self._prepared[1], views)) / np.float32(len(self._rays))
+            _add_product(activity.forward_prepared(self._prepared[0], views), survive[:, :, 0], total)
         return total
 
     @cached_property
@@ -143,6 +141,17 @@ class AcquisitionModel:
             full = self.in_bins.randoms(views)
             return ratio * np.divide(self.in_bins.randoms(views, dose), full, out=np.zeros_like(full), where=full > 0)
         return ratio * np.float32(self.rates[dose].counts_per_unit / self.rates[0].counts_per_unit)
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _add_product(values, factors, total):
+    """total += values factors, which all TOF bins share."""
+    radials = values.shape[1]
+    for line in nb.prange(values.shape[0] * radials):
+        v, r = line // radials, line % radials
+        for t in range(values.shape[2]):
+            for p in range(values.shape[3]):
+                total[v, r, t, p] += values[v, r, t, p] * factors[v, r, p]
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)

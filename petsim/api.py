@@ -9,7 +9,8 @@ from data_recipes.contour import with_mu
 from data_recipes.errors import UsageError
 from data_recipes.grid import Grid
 from data_recipes.subject import Injection, Subject
-from petsim.plan import memory_budget, plan_subject
+from petsim.memory import memory_budget
+from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
 from petsim.simulation import Simulation, simulate_plan
 

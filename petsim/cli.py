@@ -328,9 +328,11 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
         _print_preview(result)
         return result
     from petsim.dataset import make_dataset
+    from petsim.memory import keep_freed_memory
     from petsim.progress import progress_bar
     from petsim.projectors.choose import choose_backend
 
+    keep_freed_memory()
     with progress_bar(len(range(shard[0] - 1, len(request.sources) or request.subjects, shard[1]))) as report:
         result = make_dataset(request, command.workers, shard, command.overwrite, report)
     for subject in result["subjects"]:

@@ -156,7 +156,7 @@ class CountStream:
             return out
         counts = self._draw(views)
         if group not in self._totals:
-            self._totals[group] = counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)
+            self._totals[group] = _totals(counts.reshape(len(counts), len(views), -1))
         if self._place != "redrawn":
             self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
         out = self._buffer(len(counts), counts.shape[1:])
@@ -223,6 +223,18 @@ class _InFile:
         self._file.seek(self._at)
         self._file.readinto(array.data)
         return array
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _totals(counts):
+    doses, views = counts.shape[:2]
+    sums = np.zeros((doses, views), np.int64)
+    for k in nb.prange(doses * views):
+        total = np.int64(0)
+        for c in counts[k // views, k % views]:
+            total += c
+        sums[k // views, k % views] = total
+    return sums.sum(axis=1)
 
 
 @nb.njit(cache=True, nogil=True)

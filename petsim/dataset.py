@@ -238,7 +238,8 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
 def make_subject(job: Job, request: Request, digest: str, report: Report) -> dict[str, Any]:
     """Simulate one subject and write its file, unless that is there."""
     from petsim.cache.store import SubjectFile, write_subject
-    from petsim.plan import memory_budget, plan_subject
+    from petsim.memory import memory_budget
+    from petsim.plan import plan_subject
     from petsim.simulation import simulate_plan
 
     out = Path(request.out)
@@ -382,6 +383,9 @@ def _start_worker(threads: int, messages: Any) -> None:
 
     import numba
 
+    from petsim.memory import keep_freed_memory
+
+    keep_freed_memory()
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     numba.set_num_threads(min(threads, numba.get_num_threads()))

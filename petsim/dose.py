@@ -12,12 +12,18 @@ import numba as nb
 import numpy as np
 
 from data_recipes.errors import UsageError
-from petsim.philox import philox, stream_key
+from petsim.philox import philox, philox_at, stream_key
 from petsim.settings import check_drfs
 
 _POISSON, _THIN = 0, 1
 _PIECE = 16.0
 """Poisson means above this are drawn as a sum of equal pieces, so that exp(-mean) stays far from underflow."""
+
+_ROW = 256
+"""Bins worked on at once."""
+
+_TASK = 64 * _ROW
+"""Bins of a parallel task."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class DoseLadder:
             (dose, *counts.shape), of the type of `counts`.
         """
         flat = np.ascontiguousarray(counts).reshape(-1)
-        limits = np.array([math.ceil(2**32 / d) for d in self.drfs], np.uint64)
+        last = np.array([math.ceil(2**32 / d) - 1 for d in self.drfs], np.uint32)
         kept = np.empty((len(self.drfs), *counts.shape), flat.dtype) if out is None else out
-        _thin(flat, first_bin, np.uint64(self.key), limits[:, None], 1, 1, kept.reshape(len(self.drfs), -1))
+        _thin(flat, first_bin, np.uint64(self.key), last[:, None], 1, 1, kept.reshape(len(self.drfs), -1))
         return kept
 
     def thin_by_bin(self, counts: np.ndarray, kept: np.ndarray, first_bin: int = 0) -> np.ndarray:
@@ -109,7 +115,8 @@ class DoseLadder:
         counts : ndarray
             Unsigned integers (radial, tof, plane) of one view.
         kept : ndarray
-            (dose, radial, plane): the share that is kept, at most 1, not rising with the dose's index.
+            (dose, radial, plane): the share that is kept, at most 1, not rising with the dose's index; one below
+            2^-32 counts as that.
         first_bin : int
             Index of the first bin in the whole sinogram.
 
@@ -119,9 +126,10 @@ class DoseLadder:
             (dose, radial, tof, plane), of the type of `counts`.
         """
         radials, tof, planes = counts.shape
-        limits = np.minimum(np.ceil(np.asarray(kept, np.float64) * 2**32), 2**32).astype(np.uint64)
+        shares = np.clip(np.ceil(np.asarray(kept, np.float64) * 2**32), 1, 2**32)
+        last = (shares - 1).astype(np.uint32).reshape(len(kept), -1)
         out = np.empty((len(kept), counts.size), counts.dtype)
-        _thin(np.ascontiguousarray(counts).reshape(-1), first_bin, np.uint64(self.key), limits.reshape(len(kept), -1),
+        _thin(np.ascontiguousarray(counts).reshape(-1), first_bin, np.uint64(self.key), last,
               tof * planes, planes, out)  # fmt: skip
         return out.reshape(len(kept), radials, tof, planes)
 
@@ -139,43 +147,143 @@ def _poisson(mean, uniform):
     return n
 
 
+# Rows have a fixed length and every loop over them a function of its own: so the compiler vectorizes them.
+
+
+@nb.njit(cache=True, nogil=True)
+def _first_pieces(means, uniforms, p, cumulative, counts):
+    """`_poisson` of all bins of a row."""
+    for i in range(means.size):
+        p[i] = np.exp(-means[i])
+        cumulative[i] = p[i]
+        counts[i] = 0
+    for n in range(1, 201):
+        more = 0
+        for i in range(means.size):
+            above = np.int64(uniforms[i] > cumulative[i])
+            more += above
+            counts[i] += above
+            p[i] *= means[i] / n
+            cumulative[i] += p[i]
+        if more == 0:
+            return
+
+
+@nb.njit(cache=True, nogil=True)
+def _uniform(w0, w1):
+    return (np.float64((np.uint64(w0) << np.uint64(21)) ^ (np.uint64(w1) >> np.uint64(11))) + 0.5) * 2.0**-53
+
+
+@nb.njit(cache=True, nogil=True)
+def _later_pieces(mean, pieces, index, key):
+    total = 0
+    for piece in range(1, pieces):
+        w0, w1, _, _ = philox(index & np.uint64(0xFFFFFFFF), index >> np.uint64(32), piece, _POISSON, key)
+        total += _poisson(mean, _uniform(w0, w1))
+    return total
+
+
+@nb.njit(cache=True, nogil=True)
+def _draw_some(expected, first_bin, key, counts):
+    words = np.empty((4, _ROW), np.uint32)
+    means, uniforms, p, cumulative = np.zeros(_ROW), np.zeros(_ROW), np.zeros(_ROW), np.zeros(_ROW)
+    pieces, drawn = np.ones(_ROW, np.int64), np.zeros(_ROW, np.int64)
+    bins = np.arange(_ROW).astype(np.uint32)
+    for start in range(0, expected.size, _ROW):
+        size = min(_ROW, expected.size - start)
+        philox_at(_ROW, first_bin + start, bins, 0, _POISSON, key, words)
+        means[size:] = 0.0
+        for i in range(size):
+            mean = max(np.float64(expected[start + i]), 0.0)
+            pieces[i] = max(int(np.ceil(mean / _PIECE)), 1)
+            means[i] = mean / pieces[i]
+        for i in range(_ROW):
+            uniforms[i] = _uniform(words[0, i], words[1, i])
+        _first_pieces(means, uniforms, p, cumulative, drawn)
+        for i in range(size):
+            counts[start + i] = drawn[i]
+            if pieces[i] > 1:
+                counts[start + i] += _later_pieces(means[i], pieces[i], np.uint64(first_bin + start + i), key)
+
+
 @nb.njit(cache=True, nogil=True, parallel=True)
 def _draw(expected, first_bin, key, counts):
-    unit = 2.0**-53
-    for i in nb.prange(expected.size):
-        mean = np.float64(expected[i])
-        if mean <= 0.0:
-            counts[i] = 0
-            continue
-        index = np.uint64(first_bin + i)
-        low, high = index & np.uint64(0xFFFFFFFF), index >> np.uint64(32)
-        pieces = int(np.ceil(mean / _PIECE))
+    for task in nb.prange((expected.size + _TASK - 1) // _TASK):
+        start = task * _TASK
+        _draw_some(expected[start : start + _TASK], first_bin + start, key, counts[start : start + _TASK])
+
+
+@nb.njit(cache=True, nogil=True)
+def _keep(size, words, counts, ordinal, last, kept):
+    """Where a bin has more than `ordinal` counts, keep that one if its word is not above the bin's `last`."""
+    for i in range(size):
+        kept[i] += np.uint32((counts[i] > ordinal) & (words[i] <= last[i]))
+
+
+@nb.njit(cache=True, nogil=True)
+def _keep_four(size, first_bin, bins, counts, block, key, last, words, kept):
+    """Add the kept ones, by dose and bin, of four counts of some bins of a row."""
+    philox_at(size, first_bin, bins, block, _THIN, key, words)
+    for j in range(4):
+        for d in range(last.shape[0]):
+            _keep(size, words[j], counts, np.uint32(4 * block + j), last[d], kept[d])
+
+
+@nb.njit(cache=True, nogil=True)
+def _thin_some(first, size, counts, first_bin, key, last, line, planes, kept):
+    doses, alike = last.shape[0], last.shape[1] == 1
+    words, bins, row = np.empty((4, _ROW), np.uint32), np.empty(_ROW, np.uint32), np.zeros(_ROW, np.uint32)
+    own, sums = np.empty((doses, _ROW), np.uint32), np.empty((doses, _ROW), np.uint32)
+    for d in range(doses):
+        own[d] = last[d, 0]
+    for start in range(first, first + size, _ROW):
+        width = min(_ROW, first + size - start)
         total = 0
-        for piece in range(pieces):
-            w0, w1, _, _ = philox(low, high, piece, _POISSON, key)
-            uniform = (np.float64((w0 << np.uint64(21)) ^ (w1 >> np.uint64(11))) + 0.5) * unit
-            total += _poisson(mean / pieces, uniform)
-        counts[i] = total
+        for i in range(width):
+            bins[i], row[i] = i, counts[start + i]
+            total += row[i]
+        row[width:] = 0
+        if not alike:
+            for i in range(width):
+                at = (start + i) // line * planes + (start + i) % planes
+                for d in range(doses):
+                    own[d, i] = last[d, at]
+        block = total // (4 * _ROW) + 1
+        sums[:] = 0
+        for k in range(block):
+            _keep_four(_ROW, first_bin + start, bins, row, k, key, own, words, sums)
+        for d in range(doses):
+            for i in range(width):
+                kept[d, start + i] = sums[d, i]
+        # Bins with many more counts than most of the row's go on alone.
+        more = width
+        while True:
+            some, more = more, 0
+            for i in range(some):
+                if row[i] > 4 * block:
+                    bins[more], row[more] = bins[i], row[i]
+                    if not alike:
+                        for d in range(doses):
+                            own[d, more] = own[d, i]
+                    more += 1
+            if more == 0:
+                break
+            full = -(-more // 16) * 16
+            row[more:full] = 0
+            sums[:, :full] = 0
+            _keep_four(full, first_bin + start, bins, row, block, key, own, words, sums)
+            block += 1
+            for i in range(more):
+                for d in range(doses):
+                    kept[d, start + bins[i]] += sums[d, i]
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def _thin(counts, first_bin, key, limits, line, planes, kept):
-    """`limits` is (doses, 1), or (doses, radials * planes) for lines of `line` bins, `planes` to a TOF bin."""
-    doses, alike = limits.shape[0], limits.shape[1] == 1
-    for i in nb.prange(counts.size):
-        for d in range(doses):
-            kept[d, i] = 0
-        n = counts[i]
-        if n == 0:
-            continue
-        at = 0 if alike else (i // line) * planes + i % planes
-        index = np.uint64(first_bin + i)
-        low, high = index & np.uint64(0xFFFFFFFF), index >> np.uint64(32)
-        for block in range((n + 3) // 4):
-            words = philox(low, high, block, _THIN, key)
-            for j in range(min(4, n - 4 * block)):
-                word = words[0] if j == 0 else (words[1] if j == 1 else (words[2] if j == 2 else words[3]))
-                for d in range(doses):
-                    if word >= limits[d, at]:
-                        break
-                    kept[d, i] += 1
+def _thin(counts, first_bin, key, last, line, planes, kept):
+    """Keep counts whose word is not above `last`, uint32.
+
+    `last` is (doses, 1), or (doses, radials * planes) for lines of `line` bins, `planes` to a TOF bin.
+    """
+    for task in nb.prange((counts.size + _TASK - 1) // _TASK):
+        start = task * _TASK
+        _thin_some(start, min(_TASK, counts.size - start), counts, first_bin, key, last, line, planes, kept)

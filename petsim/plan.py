@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -187,14 +186,3 @@ def _inside_fraction(subject: Subject, center: tuple[float, float, float], fov: 
     radius = np.hypot((subject.grid.axis_mm(0) - center[0])[:, None], (subject.grid.axis_mm(1) - center[1])[None, :])
     column = subject.activity_bqml.sum(axis=2, dtype=np.float64)
     return float(column[radius <= fov / 2].sum() / column.sum())
-
-
-def memory_budget(limit_gb: float) -> float:
-    """Bytes that may be used: `limit_gb`, and at most 80 % of what is free now."""
-    free = float("inf")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = float(line.split()[1]) * 1024
-    return min(limit_gb * 1e9, 0.8 * free)

@@ -10,7 +10,8 @@ import numpy as np
 from petsim.acquisition import COMPONENTS, AcquisitionModel
 from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
-from petsim.plan import Plan, memory_budget, plan_subject
+from petsim.memory import memory_budget
+from petsim.plan import Plan, plan_subject
 from petsim.settings import SimulationSettings
 from petsim.simulation import SAMPLED_VIEWS, build_model, check_memory, noise_region, sampled_views, simulate_plan
 
@@ -20,8 +21,8 @@ NOISE_SLAB_MM = 60.0
 PHOTONS = 100_000
 """Decays of the photon Monte Carlo, at most: enough for the mean singles rate, in a tenth of the time."""
 
-SCATTER_ESTIMATES = 3
-"""Times that estimated corrections simulate scatter: twice in the first pass, and once more after the first iteration."""
+SCATTER_ESTIMATES = 2
+"""Times that estimated corrections simulate scatter in the first iteration."""
 
 
 def preview(request: Request) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _estimated_seconds(
     behind = _seconds(background, views)
     images = len(settings.ladder()) + (not plan.subject.is_noisy)
     estimates = SCATTER_ESTIMATES if settings.corrections == "estimated" and model.scatter is not None else 0
-    iterations = plan.preset.iterations + (estimates > 0)
+    iterations = max(2, plan.preset.iterations) if estimates else plan.preset.iterations
     passes = 1 if keep_counts else iterations
     # Drawing and moving counts costs about as much again as the forward projection.
     a_view = 2 * forward * passes + (back + behind) * images * iterations

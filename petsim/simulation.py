@@ -13,7 +13,7 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import isotope
 from data_recipes.resample import resample, resample_labels
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, differences, first_subsets, oracle
+from petsim.corrections import Estimator, differences, oracle
 from petsim.counts import CountStream, draw_by_component, draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.dose_rates import DoseRates, dose_rates
@@ -194,15 +194,17 @@ def simulate_plan(
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
     store = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
     recording = _Recording(model, settings.mode, hold=bool(store.expected_bytes))
-    updates = plan.preset.iterations * plan.preset.subsets
     estimator = Estimator.of(plan, settings, model) if settings.corrections == "estimated" else None
-    first_pass = sum(map(len, first_subsets(plan))) if estimator is not None and model.scatter is not None else 0
+    finds_scatter = estimator is not None and model.scatter is not None
+    # Scatter is found in the first iteration; where that is the only one, it is done again with it.
+    iterations = max(2, plan.preset.iterations) if finds_scatter else plan.preset.iterations
+    order = list(range(plan.preset.subsets))
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        progress("reconstructing", done / (settings.realizations * (updates + first_pass)))
+        progress("reconstructing", done / (settings.realizations * iterations * len(order)))
 
     reconstructors: dict[int, tuple[Corrections, Reconstructor]] = {}
     window = DelayedWindow.of(plan.layout) if settings.randoms == "simulated" else None
@@ -224,21 +226,19 @@ def simulate_plan(
                 start = true if estimator is None else estimator.start(true)
                 reconstructors[wanted] = true, Reconstructor(plan, model.operator, start)
             true, recon = reconstructors[wanted]
-            if estimator is not None:
-                if window is not None:
-                    rates = estimator.randoms(window, ladder, wanted)
-                    recon = recon.believing(replace(recon.corrections, rates=rates))
-                if model.scatter is not None:
-                    recon = estimator.first_scatter(recon, data, step)
-            order = list(range(plan.preset.subsets))
-            raw = recon.run(data, order, step)
-            if estimator is not None and model.scatter is not None and plan.preset.iterations > 1:
-                recon = estimator.refreshed(recon, raw, data)
+            if estimator is not None and window is not None:
+                rates = estimator.randoms(window, ladder, wanted)
+                recon = recon.believing(replace(recon.corrections, rates=rates))
+            raw, left = None, plan.preset.iterations
+            if estimator is not None and model.scatter is not None:
+                recon, first = estimator.first_iteration(recon, data, step)
+                if left > 1:
+                    raw, left = first, left - 1
             found.append({
                 "scatter_scales": list(recon.corrections.scatter_scales),
                 "estimated_minus_true": differences(recon.corrections, true),
             })  # fmt: skip
-            raw = recon.finish(recon.run(data, order * (plan.preset.iterations - 1), step, raw))
+            raw = recon.finish(recon.run(data, order * left, step, raw))
             if keep_sinograms:
                 sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
                 for subset in range(plan.preset.subsets):

@@ -79,7 +79,8 @@ def run(scanner: Scanner, decays: int | None, seed: int, out: Path | None, **set
 def _scan(scanner: Scanner, subject: Subject, decays: int | None, seed: int, changes: dict[str, Any]) -> tuple[
     np.ndarray, Grid]:  # fmt: skip
     """Image of a noise realization at full dose."""
-    from petsim.plan import memory_budget, plan_subject
+    from petsim.memory import memory_budget
+    from petsim.plan import plan_subject
     from petsim.settings import SimulationSettings
     from petsim.simulation import simulate_plan
 

@@ -126,6 +126,14 @@ class ScatterTable:
         """The same table with every image multiplied by a factor more; the values are shared."""
         return replace(self, factors=tuple(float(a * b) for a, b in zip(self.factors, factors, strict=True)))
 
+    def mixed(self, other: "ScatterTable", share: float) -> "ScatterTable":
+        """1 - `share` of this table and `share` of another of the same layout and subject."""
+        values = [
+            a * np.float32((1 - share) * f) + b * np.float32(share * g)
+            for a, b, f, g in zip(self.values, other.values, self.factors, other.factors, strict=True)
+        ]
+        return replace(other, values=np.stack(values), factors=(1.0,) * len(values))
+
     def _angles(self, layout: SinogramLayout, views: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nodes, fractions and order of the ends of the LORs of some views, see `scatter_kernels.interpolate`."""
         phis = self.values.shape[1]

@@ -58,6 +58,39 @@ _FAST = {"contract", "nsz", "arcp"}
 _F32 = np.float32
 
 
+@nb.njit(cache=True, nogil=True, parallel=True)
+def to_order(images, support, prepared):
+    """Fill `prepared` (n, padded x y, phase, padded z), zero before, with images (n, x, y, z) where `support` holds."""
+    count, nx, ny, nz = images.shape
+    phases = prepared.shape[2]
+    for task in nb.prange(count * nx):
+        m, x = task // nx, task % nx
+        for y in range(ny):
+            if support[x, y]:
+                out, row = prepared[m, (x + 1) * (ny + 2) + y + 1], images[m, x, y]
+                for phase in range(phases):
+                    for k in range((nz - phase + phases - 1) // phases):
+                        out[phase, Z_PAD + k] = row[phase + k * phases]
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def from_order(sums, support, images):
+    """Inverse of `to_order` for the sum over the parts of `sums` (n, part, padded x y, phase, padded z)."""
+    count, nx, ny, nz = images.shape
+    parts, phases = sums.shape[1], sums.shape[3]
+    for task in nb.prange(count * nx):
+        m, x = task // nx, task % nx
+        for y in range(ny):
+            row = images[m, x, y]
+            row[:] = _F32(0)
+            if support[x, y]:
+                for part in range(parts):
+                    own = sums[m, part, (x + 1) * (ny + 2) + y + 1]
+                    for phase in range(phases):
+                        for k in range((nz - phase + phases - 1) // phases):
+                            row[phase + k * phases] += own[phase, Z_PAD + k]
+
+
 @nb.njit(cache=True, nogil=True)
 def _trace(ends, geometry, support_mm, voxel, low, high, fraction):
     """Steps of a transaxial line through the padded image.

@@ -106,27 +106,6 @@ class SinogramProjector:
         else:
             self._tof = np.array([1.0, 0.0, 0.0])
 
-    def _padded(self, image: np.ndarray) -> np.ndarray:
-        """Image in the kernels' order: one zero voxel around (x, y), z split by phase."""
-        nx, ny, nz = self.grid.shape
-        if image.shape != self.grid.shape:
-            raise ValueError(f"image has shape {image.shape}, the projector's grid {self.grid.shape}")
-        image = image * self.support
-        per_phase = -(-nz // self.phases)
-        out = np.zeros((nx + 2, ny + 2, per_phase * self.phases), np.float32)
-        out[1:-1, 1:-1, :nz] = image
-        split = out.reshape((nx + 2) * (ny + 2), per_phase, self.phases)
-        return np.pad(split.transpose(0, 2, 1), ((0, 0), (0, 0), (kernels.Z_PAD, kernels.Z_PAD)))
-
-    def _unpadded(self, backs: np.ndarray) -> np.ndarray:
-        """Inverse of `_padded` for the sum over parts."""
-        nx, ny, nz = self.grid.shape
-        total = backs[0].copy()
-        for part in backs[1:]:
-            total += part
-        image = total[:, :, kernels.Z_PAD : -kernels.Z_PAD].transpose(0, 2, 1).reshape(nx + 2, ny + 2, -1)[1:-1, 1:-1, :nz]
-        return np.ascontiguousarray(image * self.support)
-
     def _views(self, views: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         views = np.arange(self.layout.views) if views is None else np.asarray(views)
         return views, self._ends[views]
@@ -150,7 +129,7 @@ class SinogramProjector:
         ndarray
             float32 (views, radial, tof, plane), image unit x mm.
         """
-        return self.forward_prepared(self._padded(image), views)
+        return self.forward_prepared(self.prepare(image[None])[0], views)
 
     def forward_prepared(self, prepared: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
         """`forward` of one image that went through `prepare` (of this projector, or one with the same grid)."""
@@ -169,19 +148,28 @@ class SinogramProjector:
         self.add_back(sums, views, np.asarray(data, np.float32)[None])
         return self.image_of(sums)[0]
 
+    def _order_shape(self) -> tuple[int, int, int]:
+        """Shape of an image in the kernels' order: one zero voxel around (x, y), z split by phase, Z_PAD around it."""
+        nx, ny, nz = self.grid.shape
+        return (nx + 2) * (ny + 2), self.phases, -(-nz // self.phases) + 2 * kernels.Z_PAD
+
     def new_sums(self, images: int) -> np.ndarray:
         """Zeroed accumulators for the back projections of several images."""
-        nx, ny, nz = self.grid.shape
-        per_phase = -(-nz // self.phases) + 2 * kernels.Z_PAD
-        return np.zeros((images, PARTS, (nx + 2) * (ny + 2), self.phases, per_phase), np.float32)
+        return np.zeros((images, PARTS, *self._order_shape()), np.float32)
 
     def image_of(self, sums: np.ndarray) -> np.ndarray:
         """Images (n, x, y, z) of finished accumulators."""
-        return np.stack([self._unpadded(s) for s in sums])
+        images = np.empty((len(sums), *self.grid.shape), np.float32)
+        kernels.from_order(sums, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), images)
+        return images
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Images (n, x, y, z) in the order that the kernels read."""
-        return np.stack([self._padded(image) for image in images])
+        if images.shape[1:] != self.grid.shape:
+            raise ValueError(f"image has shape {images.shape[1:]}, the projector's grid {self.grid.shape}")
+        prepared = np.zeros((len(images), *self._order_shape()), np.float32)
+        kernels.to_order(images, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), prepared)
+        return prepared
 
     def add_back(self, sums: np.ndarray, views: np.ndarray, data: np.ndarray) -> None:
         """Add the back projection of some views.

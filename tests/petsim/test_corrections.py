@@ -37,7 +37,7 @@ def estimate(plan, model, seen, realization=0):
     def data(views):
         return [draw_thinned(ladder, model.expected(views), views)]
 
-    return estimator.first_scatter(start.believing(replace(start.corrections, rates=rates)), data, lambda: None)
+    return estimator.first_iteration(start.believing(replace(start.corrections, rates=rates)), data, lambda: None)[0]
 
 
 def test_the_estimate_does_not_look_at_the_truth(modeled):

@@ -113,3 +113,23 @@ def test_streams_differ_by_seed_subject_and_realization():
 def test_wrong_ladders_are_refused(drfs):
     with pytest.raises(UsageError):
         ladder(*drfs)
+
+
+def test_every_count_is_kept_by_a_number_of_its_own():
+    """The rule of the module, count by count, also in bins that hold many more counts than their neighbors."""
+    first, doses = 2**32 - 300, ladder(1, 4, 10.5, 100)
+    counts = np.random.default_rng(1).poisson(1.5, 700).astype(np.uint16)
+    counts[[0, 100, 255, 256, 699]] = (4, 37, 5, 0, 911)
+    shares = np.random.default_rng(2).random((1, 7, 20)) ** np.arange(4)[:, None, None]
+    wanted, wanted_by_bin = np.zeros((2, 4, 700), int)
+    own = np.broadcast_to(shares[:, :, None], (4, 7, 5, 20)).reshape(4, 700)
+    for i, n in enumerate(counts.tolist()):
+        index = first + i
+        words = [w for k in range(n // 4 + 1) for w in philox(index % 2**32, index // 2**32, k, 1, np.uint64(doses.key))]
+        uniform = np.array(words[:n], np.float64) / 2**32
+        for d, drf in enumerate(doses.drfs):
+            wanted[d, i] = (uniform < np.ceil(2**32 / drf) / 2**32).sum()
+            wanted_by_bin[d, i] = (uniform < own[d, i]).sum()
+    np.testing.assert_array_equal(doses.thin(counts, first), wanted)
+    by_bin = doses.thin_by_bin(counts.reshape(7, 5, 20), shares, first)
+    np.testing.assert_array_equal(by_bin.reshape(4, 700), wanted_by_bin)

@@ -207,6 +207,18 @@ def test_linear_in_activity_and_images_are_independent():
         )
 
 
+def test_mixed_tables_are_weighted_means():
+    layout = layout_of()
+    grid, activity, mu = water_cylinder()
+    one = single_scatter(layout, activity[None], mu, grid, CENTER, window()).with_factor((2.0,))
+    other = single_scatter(layout, activity[None], mu, grid, CENTER, window(), point_mm=60.0).with_factor((0.5,))
+    first, second, mixed = (table.at(layout, np.array([3])) for table in (one, other, one.mixed(other, 0.7)))
+    # Where the interpolation undershoots it is cut at 0.
+    inside = (first > 0) & (second > 0)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(mixed[inside], 0.3 * first[inside] + 0.7 * second[inside], atol=1e-6 * first.max())
+
+
 def test_nothing_scatters_without_attenuation():
     layout = layout_of()
     grid, activity, mu = water_cylinder()
