@@ -1,7 +1,7 @@
 """Corrections as a scanner finds them: from the noisy data and the mu-map of its own dose and realization."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +50,7 @@ of generated patients)."""
 TAIL_GROUPS = 4
 """Every so many-th group of views takes part in fitting tails."""
 
-Data = Callable[[np.ndarray], list[np.ndarray]]
+Data = Callable[[np.ndarray], Iterable[np.ndarray]]
 """Views -> stacks (n, views, radial, tof, plane) of counts that together make up all images."""
 
 

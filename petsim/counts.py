@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -124,15 +124,17 @@ class CountStream:
         Views -> counts (dose, views, radial, tof, plane).
     place : str
         Where counts are held after they were drawn.
+    at_once : int
+        Doses read together.
     """
 
-    def __init__(self, draw: Callable[[np.ndarray], np.ndarray], place: Place) -> None:
-        self._draw, self._place = draw, place
+    def __init__(self, draw: Callable[[np.ndarray], np.ndarray], place: Place, at_once: int) -> None:
+        self._draw, self._place, self._at_once = draw, place, at_once
         # Closed, and thereby removed, by __exit__.
         self._file: Any = tempfile.TemporaryFile(prefix="petsim-") if place == "disk" else None  # noqa: SIM115
         self._held: dict[bytes, list[_Packed]] = {}
         self._totals: dict[bytes, np.ndarray] = {}
-        self._buffers: dict[int, np.ndarray] = {}
+        self._buffers: dict[tuple[int, ...], np.ndarray] = {}
 
     def __enter__(self) -> "CountStream":
         return self
@@ -142,32 +144,35 @@ class CountStream:
         if self._file is not None:
             self._file.close()
 
-    def read(self, views: np.ndarray) -> np.ndarray:
-        """Counts of a group of views, float32 (dose, views, radial, tof, plane); the next call may overwrite them.
+    def read(self, views: np.ndarray) -> Iterator[np.ndarray]:
+        """Counts of a group of views, float32 (n, views, radial, tof, plane), some doses at a time in their order.
 
-        Fresh memory for every group would cost as much as filling it.
+        The next ones may overwrite them: fresh memory for every group would cost as much as filling it.
         """
         group = views.tobytes()
+        drawn: Any
         if group in self._held:
-            packed = self._held[group]
-            out = self._buffer(len(packed), packed[0].shape)
-            for k, p in enumerate(packed):
-                p.unpack_into(out[k].reshape(-1))
-            return out
-        counts = self._draw(views)
-        if group not in self._totals:
-            self._totals[group] = _totals(counts.reshape(len(counts), len(views), -1))
-        if self._place != "redrawn":
-            self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
-        out = self._buffer(len(counts), counts.shape[1:])
-        _convert(counts.reshape(-1), out.reshape(-1))
-        return out
+            drawn = self._held[group]
+        else:
+            drawn = counts = self._draw(views)
+            if group not in self._totals:
+                self._totals[group] = _totals(counts.reshape(len(counts), len(views), -1))
+            if self._place != "redrawn":
+                self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
+        for first in range(0, len(drawn), self._at_once):
+            some = drawn[first : first + self._at_once]
+            out = self._buffer((len(some), *some[0].shape))
+            for target, one in zip(out, some, strict=True):
+                if isinstance(one, _Packed):
+                    one.unpack_into(target.reshape(-1))
+                else:
+                    _convert(one.reshape(-1), target.reshape(-1))
+            yield out
 
-    def _buffer(self, doses: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Memory for a group of that many views."""
-        if shape[0] not in self._buffers:
-            self._buffers[shape[0]] = np.empty((doses, *shape), np.float32)
-        return self._buffers[shape[0]]
+    def _buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        if shape not in self._buffers:
+            self._buffers[shape] = np.empty(shape, np.float32)
+        return self._buffers[shape]
 
     def totals(self) -> np.ndarray:
         """int64 (dose,): counts in all views that were read."""

@@ -20,6 +20,9 @@ PHANTOM_FOV_MM = 480.0
 VIEW_CHUNK_BYTES = 32e6
 """Views are worked on in groups of about this many bytes of float32 data."""
 
+STACK_BYTES = 256e6
+"""Counts of a group are read for so many images together that they take about as many bytes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,6 +66,11 @@ class Plan:
         """Views of a group."""
         return max(1, int(VIEW_CHUNK_BYTES / (4 * math.prod(self.layout.shape[1:]))))
 
+    @property
+    def images_at_once(self) -> int:
+        """Images whose counts of a group of views are held as float32 data together."""
+        return max(1, int(STACK_BYTES / (4 * math.prod(self.layout.shape[1:]) * self.views_at_once)))
+
     def bytes_needed(self, images: int, doses: int) -> float:
         """Estimated peak memory in bytes when neither counts nor expected counts are held.
 
@@ -77,7 +85,7 @@ class Plan:
         fine = math.prod(self.simulation_grid.shape)
         return (
             350e6
-            + view * (3 + 2 * doses + images)
+            + view * (4 + doses / 2 + 2 * min(images, self.images_at_once))
             + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )

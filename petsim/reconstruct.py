@@ -1,6 +1,6 @@
 """Reconstruction of counts with the corrections that a scanner would use."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +118,7 @@ class Reconstructor:
 
     def run(
         self,
-        data: Callable[[np.ndarray], list[np.ndarray]],
+        data: Callable[[np.ndarray], Iterable[np.ndarray]],
         order: Sequence[int],
         step: Callable[[], None] = lambda: None,
         start: np.ndarray | None = None,

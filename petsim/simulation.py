@@ -1,7 +1,7 @@
 """One subject through the scanner: counts and images at every dose."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -213,13 +213,14 @@ def simulate_plan(
         ladder = DoseLadder(drfs, settings.seed, plan.subject.name, realization)
         with_expected = noise_free_wanted and realization == 0
         wanted = len(drfs) + with_expected
-        with CountStream(partial(recording.draw, ladder), store.counts) as stream:
+        with CountStream(partial(recording.draw, ladder), store.counts, plan.images_at_once) as stream:
 
             def data(
                 views: np.ndarray, stream: CountStream = stream, with_expected: bool = with_expected
-            ) -> list[np.ndarray]:
-                drawn = stream.read(views)
-                return [drawn, recording.expected(views)[None]] if with_expected else [drawn]
+            ) -> Iterator[np.ndarray]:
+                yield from stream.read(views)
+                if with_expected:
+                    yield recording.expected(views)[None]
 
             if wanted not in reconstructors:
                 true = oracle(plan, model, wanted)
@@ -243,7 +244,10 @@ def simulate_plan(
                 sinogram = np.empty((len(drfs), *plan.layout.shape), np.uint16)
                 for subset in range(plan.preset.subsets):
                     for views in recon.groups(subset):
-                        sinogram[:, views] = stream.read(views)
+                        first = 0
+                        for stack in stream.read(views):
+                            sinogram[first : first + len(stack), views] = stack
+                            first += len(stack)
                 sinograms.append(sinogram)
             totals = stream.totals()
         if with_expected:
