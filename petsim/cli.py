@@ -1,16 +1,16 @@
 """The `petsim` command. Only what parsing needs is imported here; the rest when a command runs."""
 
-import contextlib
-import io
 import json
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
+import petsim
 from data_recipes.errors import DataError, UsageError
+from petsim import command_line
+from petsim.command_line import fail
 from petsim.settings import (
     DRF_SETS,
     PRESETS,
@@ -207,44 +207,23 @@ def main() -> None:
         if command.json:
             print(json.dumps(result))
     except UsageError as error:
-        _fail(error, 2)
+        fail("petsim", error, 2)
     except DataError as error:
-        _fail(error, 1)
+        fail("petsim", error, 1)
     except KeyboardInterrupt:
         print("petsim: interrupted; run the same command again to complete the dataset", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        _fail(DataError("memory ran out; lower --memory-gb, use --preset fast or fewer --workers"), 1)
+        fail("petsim", DataError("memory ran out; lower --memory-gb, use --preset fast or fewer --workers"), 1)
     if isinstance(command, Verify) and result["problems"]:
         sys.exit(1)
 
 
-def _fail(error: Exception, status: int) -> None:
-    print("petsim: " + " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(status)
-
-
 def parse(argv: list[str]) -> Any:
     """Command line to one of the command dataclasses; a wrong one raises `UsageError` with a single line."""
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(Command, prog="petsim", args=argv, description=__import__("petsim").__doc__)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # A box of lines: title, message, rule, hint. Without UTF-8 its border is blank and the title a line of its own.
-        lines = captured.getvalue().splitlines()[1:]
-        texts = [line.strip("│ ") for line in lines]
-        lines = []
-        for text in texts:
-            if text.startswith(("For full helptext", "Argument helptext")):
-                break
-            if text.strip("─-╭╮╰╯ "):
-                lines.append(text)
-        raise UsageError((" ".join(lines) or "wrong command line") + "; see petsim --help") from None
+    return command_line.parse(Command, "petsim", petsim.__doc__, argv)
 
 
 def _run(command: Any) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""The regression methods: what a network estimates, and how its error is weighed.
+
+Residual learning after arXiv 2604.16925 (Liu et al. 2026), our implementation: the network estimates the noise, which is
+subtracted from the input. Under squared error this has the minimizer of the direct form, so three variants are kept apart:
+"r0" plain; "r1" the noise over the measured noise of the volume, multiplied back; "r2" errors weighed by one over the mean
+squared noise of the dose.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from data_recipes.errors import UsageError
+from denoise.scaling import Scaling
+
+MethodName = Literal["direct", "dose-specific", "dose-conditioned", "residual"]
+Variant = Literal["r0", "r1", "r2"]
+Loss = Literal["l2", "l1"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a network makes an estimate.
+
+    Parameters
+    ----------
+    name : str
+        "direct", "dose-specific" or "dose-conditioned": the network gives the image. "residual": it gives the noise.
+    variant : str
+        Of the residual method.
+    loss : str
+        Squared or absolute error.
+    """
+
+    name: MethodName = "residual"
+    variant: Variant = "r0"
+    loss: Loss = "l2"
+
+    def __post_init__(self) -> None:
+        if self.name != "residual" and self.variant != "r0":
+            raise UsageError(f"--variant {self.variant}: only the residual method has variants")
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the network is told the noise level."""
+        return self.name == "dose-conditioned"
+
+    def estimate(
+        self, network: torch.nn.Module, scaling: Scaling, low: torch.Tensor, condition: torch.Tensor, sd: torch.Tensor
+    ) -> torch.Tensor:
+        """Denoised images in network numbers.
+
+        Parameters
+        ----------
+        network : Module
+        scaling : Scaling
+        low : Tensor
+            (n, slices, x, y, z) in SUV.
+        condition, sd : Tensor
+            (n,): what the network is told, and the noise of the volumes in SUV.
+
+        Returns
+        -------
+        Tensor
+            (n, 1, x, y, z).
+        """
+        numbers = scaling.to_network(low)
+        out = network(numbers, condition).float()
+        if self.name != "residual":
+            return out
+        middle = numbers.shape[1] // 2
+        if self.variant == "r1":
+            out = out * (sd / scaling.scale_suv)[:, None, None, None, None]
+        return numbers[:, middle : middle + 1] - out
+
+    def error(self, estimate: torch.Tensor, target: torch.Tensor, sd: torch.Tensor, dose_sd: torch.Tensor) -> torch.Tensor:
+        """Mean error of estimates against targets, both in network numbers; `dose_sd` is the mean noise of each dose."""
+        difference = estimate - target
+        if self.variant == "r1":
+            difference = difference / sd[:, None, None, None, None]
+        if self.variant == "r2":
+            difference = difference / dose_sd[:, None, None, None, None]
+        return difference.abs().mean() if self.loss == "l1" else difference.square().mean()

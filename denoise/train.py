@@ -1,0 +1,399 @@
+"""The training loop: one network, any regression method, resumable to the bit.
+
+A run is a folder: `settings.json`, `best.safetensors` and `last.safetensors` (averaged weights), `state.pt` (what resuming
+needs), `log.csv`, TensorBoard files. Every random choice is a function of (seed, step, place in the batch), so that a
+resumed run and one on several devices see the same data.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import distributed
+
+from data_recipes.errors import DataError, UsageError
+from denoise.data import Batch, Condition, Ladder, Patches, Target, read_split
+from denoise.methods import Loss, Method, MethodName, Variant
+from denoise.model_file import ModelCard, save_model
+from denoise.networks.unet import UNet, UNetShape
+from denoise.scaling import Scaling, Transform
+from petsim.cache.store import read_index, sha256_of, whole_or_nothing
+
+Precision = Literal["auto", "fp32", "bf16"]
+Dimensions = Literal["3", "2.5", "2"]
+
+VALIDATION_PATCHES = 24
+"""Patches a dose on which the error is watched."""
+
+Progress = Callable[[int, float], None]
+"""Told (steps done, latest error)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that a trained network depends on besides the dataset.
+
+    Parameters
+    ----------
+    method, variant, loss
+        See `denoise.methods.Method`.
+    drf : tuple of float
+        Doses of the inputs; empty: all of the dataset below full dose.
+    target : str
+        "noise-free", "complement" or "full".
+    condition : str
+        What a conditioned network is told: "noise" (logarithm of the measured noise level), "nec" (of noise-equivalent
+        counts a meter) or "drf" (of the dose reduction factor).
+    dims : str
+        "3", "2", or "2.5": five neighboring slices in, the middle one out.
+    channels : tuple of int
+        Of the U-Net's levels.
+    transform, scale_suv, clip_suv
+        See `denoise.scaling.Scaling`.
+    patch : int
+        Edge of the patches in voxels.
+    batch : int
+        Patches a step, over all devices.
+    max_steps : int
+    learning_rate, weight_decay : float
+        Of AdamW; the rate rises over the first steps and then falls as a cosine to a hundredth.
+    clip_norm : float
+        Largest norm of a gradient.
+    ema : float
+        Decay of the averaged weights, which are the ones kept.
+    validate_every : int
+        Steps between validations.
+    patience : int
+        Validations without a better one before training stops.
+    precision : str
+        "fp32", "bf16", or "auto": bf16 on a GPU that has it.
+    seed : int
+    """
+
+    method: MethodName = "residual"
+    variant: Variant = "r0"
+    loss: Loss = "l2"
+    drf: tuple[float, ...] = ()
+    target: Target = "noise-free"
+    condition: Condition = "noise"
+    dims: Dimensions = "3"
+    channels: tuple[int, ...] = (16, 32, 64)
+    transform: Transform = "linear"
+    scale_suv: float = 5.0
+    clip_suv: float | None = None
+    patch: int = 32
+    batch: int = 4
+    max_steps: int = 2000
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.995
+    validate_every: int = 200
+    patience: int = 20
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "batch", "max_steps", "learning_rate", "clip_norm", "validate_every", "patience"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')}: must be positive, got {getattr(self, name):g}")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"--ema: must be at least 0 and below 1, got {self.ema:g}")
+        if not self.channels or any(n < 1 for n in self.channels):
+            raise UsageError("--channels: give positive numbers, one a level, such as 16 32 64")
+        if self.patch % self.shape.multiple[0]:
+            raise UsageError(
+                f"--patch: {self.patch} is no multiple of {self.shape.multiple[0]}, which {len(self.channels)} levels need"
+            )
+
+    @property
+    def shape(self) -> UNetShape:
+        """The network's."""
+        slices, depth = {"3": (1, 3), "2.5": (5, 1), "2": (1, 1)}[self.dims]
+        return UNetShape(slices, depth, tuple(self.channels), self.regression.conditioned)
+
+    @property
+    def regression(self) -> Method:
+        """The method."""
+        return Method(self.method, self.variant, self.loss)
+
+    @property
+    def scaling(self) -> Scaling:
+        """Between SUV and network numbers."""
+        return Scaling(self.transform, self.scale_suv, self.clip_suv)
+
+    def patch_size(self) -> tuple[int, int, int]:
+        """Voxels of a patch."""
+        return self.patch, self.patch, self.patch if self.dims == "3" else 1
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which part of a distributed run this process is."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def _place(device: str) -> Iterator[_Place]:
+    """Join the processes that torchrun started, if it did."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if cuda and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is seen by torch; use --device cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device(f"cuda:{local}" if cuda else "cpu")
+    if world == 1:
+        yield _Place(0, 1, place)
+        return
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield _Place(distributed.get_rank(), world, place)
+    finally:
+        distributed.destroy_process_group()
+
+
+def train(
+    data: Path, run: Path, settings: TrainSettings, device: str = "auto", progress: Progress = lambda steps, error: None
+) -> dict[str, Any]:
+    """Train a network, or go on where an interrupted run of the same settings stopped.
+
+    Parameters
+    ----------
+    data : Path
+        Folder of a dataset with the splits "train" and "val".
+    run : Path
+        Folder of the run.
+    settings : TrainSettings
+        The method "dose-specific" trains one network for each of `drf`, in a folder for each.
+    device : str
+        "auto", "cpu" or "cuda".
+    progress : callable
+
+    Returns
+    -------
+    dict
+        JSON types: steps, best validation error, folder names.
+
+    Raises
+    ------
+    DataError, UsageError
+        Data or settings that do not fit, or a run of other settings in the folder.
+    """
+    ladders = {split: read_split(data, split, settings.target) for split in ("train", "val")}
+    drfs = settings.drf or tuple(d for d in ladders["train"][0].drfs if d > 1)
+    index = read_index(data)
+    digest = sha256_of([index["configuration_sha256"], [[s["name"], s["sha256"], s["split"]] for s in index["subjects"]]])
+    with _place(device) as place:
+        if settings.method != "dose-specific":
+            return _train_one(ladders, run, replace(settings, drf=drfs), digest, place, progress)
+        results = {}
+        for k, drf in enumerate(drfs):
+
+            def part(steps: int, error: float, first: int = k * settings.max_steps) -> None:
+                progress(first + steps, error)
+
+            results[f"drf-{drf:g}"] = _train_one(
+                ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,)), digest, place, part
+            )
+        return results
+
+
+def _train_one(
+    ladders: dict[str, list[Ladder]], run: Path, settings: TrainSettings, digest: str, place: _Place, progress: Progress
+) -> dict[str, Any]:
+    drfs, scaling, method = settings.drf, settings.scaling, settings.regression
+    patches = {
+        split: Patches(some, drfs, settings.patch_size(), settings.shape.slices, settings.condition, settings.target, seed)
+        for (split, some), seed in zip(ladders.items(), (settings.seed, settings.seed + 1), strict=True)
+    }
+    if settings.batch % place.world:
+        raise UsageError(f"--batch: {settings.batch} patches cannot be shared evenly by {place.world} processes")
+    card = _card(settings, ladders["train"], digest)
+    torch.manual_seed(settings.seed)
+    network = UNet(settings.shape).to(place.device)
+    averaged = UNet(settings.shape).to(place.device)
+    averaged.load_state_dict(network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    state = _open_run(run, settings, digest, place)
+    done, best, waited = 0, math.inf, 0
+    if state is not None:
+        network.load_state_dict(state["network"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, best, waited = state["step"], state["best"], state["waited"]
+    model: torch.nn.Module = network
+    if place.world > 1:
+        model = torch.nn.parallel.DistributedDataParallel(network)
+    dose_sd = torch.tensor(_dose_sd(ladders["train"], drfs) / scaling.scale_suv, dtype=torch.float32, device=place.device)
+    mine = range(place.rank, settings.batch, place.world)
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    cast = torch.autocast(place.device.type, torch.bfloat16, enabled=bf16)
+
+    def error_of(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        low, target, condition, sd, dose = (
+            torch.from_numpy(np.ascontiguousarray(a)).to(place.device)
+            for a in (batch.low, batch.target, batch.condition, batch.sd, batch.dose)
+        )
+        with cast:
+            estimate = method.estimate(net, scaling, low, condition, sd)
+        return method.error(estimate, scaling.to_network(target), sd / scaling.scale_suv, dose_sd[dose])
+
+    validation = [
+        patches["val"].batch(0, range(k, k + settings.batch))
+        for k in range(0, VALIDATION_PATCHES * len(drfs), settings.batch)
+    ]
+    with _logs(run, done, place) as log:
+        while done < settings.max_steps and waited < settings.patience:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _rate(done, settings.max_steps)
+            optimizer.zero_grad(set_to_none=True)
+            error = error_of(model, patches["train"].batch(done, mine))
+            if not torch.isfinite(error):
+                raise DataError(f"training diverged at step {done}; lower --learning-rate")
+            error.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+            optimizer.step()
+            done += 1
+            with torch.no_grad():
+                # The average of the first steps is short, else it would hold on to the start.
+                decay = min(settings.ema, done / (done + 10))
+                for a, b in zip(averaged.parameters(), network.parameters(), strict=True):
+                    a.lerp_(b, 1 - decay)
+            progress(done, error.item())
+            if done % settings.validate_every and done != settings.max_steps:
+                continue
+            with torch.inference_mode():
+                watched = float(np.mean([error_of(averaged, b).item() for b in validation]))
+            waited = 0 if watched < best else waited + 1
+            if place.is_first:
+                log(done, error.item(), watched)
+                finished = replace(card, steps=done)
+                if watched < best:
+                    save_model(run / "best.safetensors", averaged, finished)
+                save_model(run / "last.safetensors", averaged, finished)
+                best = min(best, watched)
+                _save_state(run, network, averaged, optimizer, done, best, waited)
+            best = min(best, watched)
+    return {
+        "run": run.name,
+        "steps": done,
+        "validation_error": best,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+
+
+def _rate(step: int, steps: int) -> float:
+    """Learning rate over its largest value: a rise over the first twentieth, then a cosine to a hundredth."""
+    rise = max(1, steps // 20)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _dose_sd(ladders: list[Ladder], drfs: tuple[float, ...]) -> np.ndarray:
+    """Root mean square noise [SUV] of the volumes at each dose."""
+    return np.array([
+        math.sqrt(np.mean([level.sd**2 for ladder in ladders for level in ladder.levels[ladder.drfs.index(d)]]))
+        for d in drfs
+    ])  # fmt: skip
+
+
+def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelCard:
+    places = [(x, x.drfs.index(d), r) for x in ladders for d in settings.drf for r in range(x.stored.shape[1])
+              if d in x.drfs]  # fmt: skip
+    noise = [ladder.levels[d][r].relative for ladder, d, r in places]
+    told = [ladder.condition(settings.condition, d, r) for ladder, d, r in places]
+    if not noise:
+        raise UsageError(f"--drf: the dataset holds {' '.join(f'{d:g}' for d in ladders[0].drfs)}; choose among them")
+    return ModelCard(
+        settings.regression, settings.shape, settings.scaling, settings.target, settings.condition, settings.drf,
+        (min(noise), max(noise)), (min(told), max(told)), ladders[0].spacing_mm,
+        tuple(sorted({x.scanner for x in ladders})), digest, 0,
+    )  # fmt: skip
+
+
+def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) -> dict[str, Any] | None:
+    """State of a run to go on with, None for a new one."""
+    path, values = run / "settings.json", {**asdict(settings), "data_sha256": digest}
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    try:
+        if path.exists():
+            if path.read_text(encoding="utf-8") != text:
+                raise DataError(f"--out {run.name}: holds a run of other settings or data; choose another folder")
+        elif place.is_first:
+            run.mkdir(parents=True, exist_ok=True)
+            with whole_or_nothing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--out {run.name}: {error.strerror}; choose a folder that can be written") from None
+    state = run / "state.pt"
+    if place.world > 1:
+        distributed.barrier()
+    if not state.exists():
+        return None
+    try:
+        return torch.load(state, map_location=place.device, weights_only=True)
+    except Exception:
+        raise DataError(f"{run.name}/state.pt: damaged; remove that file to begin this run anew") from None
+
+
+def _save_state(
+    run: Path, network: UNet, averaged: UNet, optimizer: torch.optim.Optimizer, step: int, best: float, waited: int
+) -> None:
+    state = {"network": network.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(),
+             "step": step, "best": best, "waited": waited}  # fmt: skip
+    with whole_or_nothing(run / "state.pt") as temporary:
+        torch.save(state, temporary)
+
+
+@contextlib.contextmanager
+def _logs(run: Path, done: int, place: _Place) -> Iterator[Callable[[int, float, float], None]]:
+    """Give a function that logs (step, training error, validation error) to CSV, and to TensorBoard where installed."""
+    if not place.is_first:
+        yield lambda step, error, watched: None
+        return
+    path = run / "log.csv"
+    rows = []
+    if path.exists():
+        with path.open(newline="") as f:
+            rows = [row for row in csv.reader(f) if row and row[0].isdigit() and int(row[0]) <= done]
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        board = None
+    else:
+        if done == 0:
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        board = SummaryWriter(str(run / "tensorboard"), purge_step=done)
+    with path.open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerows([["step", "error", "validation_error"], *rows])
+
+        def log(step: int, error: float, watched: float) -> None:
+            writer.writerow([step, error, watched])
+            f.flush()
+            if board is not None:
+                board.add_scalar("error", error, step)
+                board.add_scalar("validation error", watched, step)
+
+        yield log
+    if board is not None:
+        board.close()
