@@ -89,7 +89,8 @@ def read_ladder(path: Path, target: Target) -> Ladder:
         if factor is None:
             raise DataError(f"{path.name}: weight or activity is not known, so there is no SUV; give them to make-dataset")
         recon = f.dataset("recon")
-        stored, scale = recon[()], float(recon.attrs["scale"]) * factor
+        stored = recon[()]
+        scale = float(recon.attrs["scale"]) * factor  # pyright: ignore[reportArgumentType]
         if not np.isfinite(stored).all():
             raise DataError(f"{path.name}: the images hold values that are not finite; run petsim verify and make it again")
         if target == "noise-free":
@@ -200,7 +201,7 @@ class Patches:
 
     def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, int]:
         rng = np.random.default_rng((self._seed, step, place))
-        ladder = self.ladders[rng.integers(len(self.ladders))]
+        ladder = self.ladders[int(rng.integers(len(self.ladders)))]
         dose = int(rng.integers(len(self.drfs)))
         index = ladder.drfs.index(self.drfs[dose])
         realization = int(rng.integers(ladder.stored.shape[1]))
@@ -221,7 +222,7 @@ class Patches:
             if self._target == "complement":
                 drf = self.drfs[dose]
                 target = (np.float32(drf) * target - low[self.slices // 2]) / np.float32(drf - 1)
-        axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
+        axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
         low, target = np.flip(low, axes), np.flip(target[None], axes)
         if 3 in axes:
             low = low[::-1]

@@ -27,7 +27,7 @@ class Scaling:
     """
 
     transform: Transform = "linear"
-    scale_suv: float = 5.0
+    scale_suv: float = 1.0
     clip_suv: float | None = None
 
     def __post_init__(self) -> None:

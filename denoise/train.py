@@ -88,7 +88,7 @@ class TrainSettings:
     dims: Dimensions = "3"
     channels: tuple[int, ...] = (16, 32, 64)
     transform: Transform = "linear"
-    scale_suv: float = 5.0
+    scale_suv: float = 1.0
     clip_suv: float | None = None
     patch: int = 32
     batch: int = 4

@@ -81,9 +81,10 @@ class _Block(nn.Module):
         self.shortcut = nn.Conv3d(inside, outside, 1) if inside != outside else nn.Identity()
         self.film = None
         if shape.conditioned:
-            self.film = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 2 * outside))
-            nn.init.zeros_(self.film[2].weight)
-            nn.init.zeros_(self.film[2].bias)
+            last = nn.Linear(32, 2 * outside)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.film = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), last)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         y = self.first(nn.functional.silu(x))

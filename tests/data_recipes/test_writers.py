@@ -119,7 +119,10 @@ def test_nifti_result_names_nobody_and_is_the_same_when_made_again(tmp_path):
     assert b"Secret" not in written
     assert b"petsim denoised" in written
     assert len(written) == 352 + 4 * values().size
-    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+    packed = (tmp_path / "one.nii.gz").read_bytes()
+    assert packed == (tmp_path / "two.nii.gz").read_bytes()
+    # The time of writing, and no file name.
+    assert (packed[4:8], packed[3]) == (bytes(4), 0)
 
 
 def test_integers_with_a_slope_and_a_fourth_axis_are_read_and_come_back_as_floats(tmp_path):
@@ -468,9 +471,7 @@ def test_whole_body_series_comes_back(tmp_path, real_data):
     before, after = read_source(folder), read_source(tmp_path / "out")
     assert after.grid == before.grid
     assert after.injection == before.injection
+    assert volume.spacing_mm == pytest.approx(before.grid.spacing_mm)
     assert after.provenance["decay_factors"] == before.provenance["decay_factors"]
     back = read_volume(tmp_path / "out")
     assert (np.abs(back.values.astype(np.float64) - result) <= half_a_step(result)).all()
-    assert [float(ds.ImagePositionPatient[2]) for ds in derived(tmp_path / "out")] == sorted(
-        float(pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]) for path in folder.iterdir()
-    )

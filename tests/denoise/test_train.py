@@ -193,12 +193,12 @@ def test_every_method_trains_and_its_model_denoises(dataset, tmp_path, settings)
 def test_one_subject_is_learned_by_heart(tmp_path):
     """Of one patch hardly any error is left."""
     data = make_dataset(tmp_path / "data", 3)
-    settings = replace(TINY, channels=(16, 32), max_steps=500)
+    settings = replace(TINY, channels=(8, 16), max_steps=300)
     ladder = read_split(data, "train", "noise-free")[0]
     batch = Patches([ladder], (4.0,), (16, 16, 16), 1, "noise", "noise-free", 0).batch(0, [0])
     torch.manual_seed(0)
     network, method, scaling = UNet(settings.shape), settings.regression, settings.scaling
-    optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.max_steps)
     low, target, c, sd = (torch.from_numpy(a) for a in (batch.low, batch.target, batch.condition, batch.sd))
     errors = []
@@ -209,7 +209,7 @@ def test_one_subject_is_learned_by_heart(tmp_path):
         optimizer.step()
         schedule.step()
         errors.append(error.item())
-    assert errors[-1] < 0.02 * errors[0]
+    assert errors[-1] < 0.03 * errors[0]
 
 
 def test_resuming_equals_an_unbroken_run_to_the_bit(dataset, tmp_path):

@@ -1,0 +1,1 @@
+"""Writers: changed values back into the kind of file they were read from."""
