@@ -124,6 +124,9 @@ class Denoiser:
                 raise UsageError(f"{flag}: this model must be told it; give it, or use a model conditioned on noise")
             condition = 0.0
         estimate = _in_windows(network, card, np.ascontiguousarray(image, np.float32), float(condition), level.sd)
+        if image.min() >= 0:
+            # What is never negative, as images of OSEM, stays so.
+            estimate = np.maximum(estimate, 0)
         out = image + np.float32(strength) * (estimate - image)
         return Denoised(out, level.relative, tuple(_warnings(card, level.relative, spacing_mm)))
 

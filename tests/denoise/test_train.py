@@ -302,8 +302,11 @@ def test_wrong_model_files_are_refused(dataset, tmp_path):
     card["shape"]["channels"] = [10**9]
     crafted = tmp_path / "crafted.safetensors"
     save_file(tensors, crafted, header | {"card": json.dumps(card)})
-    for path, message in ((cut, "not a readable"), (other, "not a model"), (changed, "does not give"), (lacking, "do not fit"),
-                          (crafted, "description"), (tmp_path / "none.safetensors", "no such model")):  # fmt: skip
+    messages = {
+        cut: "not a readable", other: "not a model", changed: "does not give", lacking: "do not fit", crafted: "description",
+        tmp_path / "none.safetensors": "no such model",
+    }  # fmt: skip
+    for path, message in messages.items():
         with pytest.raises(DataError, match=message):
             load_model(path)
 

@@ -1,0 +1,140 @@
+"""Denoise files: NIfTI or DICOM in, the same kind out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.errors import DataError, UsageError
+from data_recipes.readers.nifti import ENDINGS
+from data_recipes.readers.read import read_source
+from data_recipes.writers.like import Volume, from_canonical, read_volume, to_canonical, write_like
+from denoise.denoiser import Denoiser, model_files
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How volumes are read and denoised.
+
+    Parameters
+    ----------
+    units : str, optional
+        "bqml" or "suv"; None: what the file says.
+    sidecar : str, optional
+        JSON or CSV beside a NIfTI file.
+    weight_kg, injected_mbq, uptake_s : float, optional
+        For SUV, where the file does not say.
+    drf : float, optional
+        Dose reduction factor of the input, for models that are told it or trained for one dose each.
+    strength : float
+        0 leaves the input, 1 is the full effect.
+    weights : str
+        "best" or "last".
+    device : str
+    overwrite : bool
+    """
+
+    units: str | None = None
+    sidecar: str | None = None
+    weight_kg: float | None = None
+    injected_mbq: float | None = None
+    uptake_s: float | None = None
+    drf: float | None = None
+    strength: float = 1.0
+    weights: str = "best"
+    device: str = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise UsageError(f"--strength: must be 0 to 1, got {self.strength:g}")
+        if self.drf is not None and not self.drf >= 1:
+            raise UsageError(f"--drf: must be 1 or more, got {self.drf:g}")
+
+
+def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -> list[dict[str, Any]]:
+    """Denoise volumes with a run's model.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder or model file.
+    inputs : sequence of Path
+        NIfTI files and DICOM folders.
+    out : Path
+        Of one input: the file or folder to write. Of several: a folder, in which each has its own name.
+    options : ApplyOptions
+
+    Returns
+    -------
+    list of dict
+        By input, JSON types: name, relative_noise, warnings.
+
+    Raises
+    ------
+    DataError, UsageError
+    """
+    denoiser = Denoiser.load(run, options.device, options.weights)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in model_files(run, options.weights))).hexdigest()
+    targets = [_target(path, out, len(inputs)) for path in inputs]
+    if len(set(targets)) < len(targets):
+        raise UsageError("two inputs have one name; denoise them one at a time")
+    results = []
+    for path, target in zip(inputs, targets, strict=True):
+        volume = read_volume(path)
+        factor = _suv_factor(volume, options)
+        values = to_canonical(volume.values, volume)
+        spacing = _canonical_spacing(volume)
+        result = denoiser(values * np.float32(factor), spacing, options.drf, strength=options.strength)
+        name = denoiser.choose(result.relative_noise, options.drf)[1].method.name
+        write_like(
+            volume, from_canonical(result.image / np.float32(factor), volume), target,
+            series_description=f"denoised ({name})",
+            derivation_description=f"petsim denoise, method {name}, model {digest[:16]}, strength {options.strength:g}",
+            uid_key=f"{digest} {options.strength:g} {options.drf}", overwrite=options.overwrite,
+        )  # fmt: skip
+        results.append({
+            "name": target.name, "relative_noise": round(result.relative_noise, 5), "warnings": list(result.warnings)
+        })  # fmt: skip
+    return results
+
+
+def _target(path: Path, out: Path, inputs: int) -> Path:
+    nifti = path.name.lower().endswith(ENDINGS)
+    if inputs > 1:
+        return out / path.name
+    if nifti and not out.name.lower().endswith(ENDINGS):
+        return out / path.name
+    if not nifti and out.name.lower().endswith(ENDINGS):
+        raise UsageError(f"--out: {path.name} is a DICOM folder, so the output is one too; give a folder's name")
+    return out
+
+
+def _suv_factor(volume: Volume, options: ApplyOptions) -> float:
+    """SUV for 1 of the file's unit."""
+    unit = volume.unit if options.units is None else options.units
+    if unit == "suv":
+        return 1.0
+    if unit == "unknown":
+        raise DataError(f"{volume.path.name}: the unit is not known; give --units bqml or --units suv")
+    subject = read_source(
+        volume.path, units=options.units, sidecar=options.sidecar, weight_kg=options.weight_kg,
+        injected_mbq=options.injected_mbq, uptake_s=options.uptake_s,
+    )  # fmt: skip
+    factor = subject.suv_factor()
+    if factor is None:
+        raise DataError(
+            f"{volume.path.name}: weight, injected activity or uptake time is not known, which SUV need; give --weight-kg, "
+            "--injected-mbq and --uptake-s"
+        )
+    return factor * (1000.0 if unit == "kbqml" else 1.0)
+
+
+def _canonical_spacing(volume: Volume) -> tuple[float, float, float]:
+    """Voxel edges along the axes of `to_canonical`."""
+    order = np.argmax(np.abs(volume.affine[:3, :3] / np.array(volume.spacing_mm)), axis=1)
+    x, y, z = (volume.spacing_mm[k] for k in order)
+    return x, y, z

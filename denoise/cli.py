@@ -1,0 +1,233 @@
+"""The `denoise` command. Only what parsing needs is imported here; the rest when a command runs."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+import denoise
+from data_recipes.errors import DataError, UsageError
+from petsim import command_line
+from petsim.command_line import fail
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on a dataset of petsim make-dataset; the same command goes on with an interrupted run."""
+
+    method: Positional[Literal["direct", "dose-specific", "dose-conditioned", "residual"]]
+    """direct: one network gives the image; dose-specific: one for each dose; dose-conditioned: it is told the noise level;
+    residual: one network gives the noise (our implementation after arXiv 2604.16925)."""
+    data: str
+    """Folder of the dataset."""
+    out: str
+    """Folder of the run."""
+    drf: tuple[float, ...] = ()
+    """Doses of the inputs. Default: all of the dataset below full dose."""
+    target: Literal["noise-free", "complement", "full"] = "noise-free"
+    """noise-free: the reconstruction of the expected counts (simulated subjects only); complement: the counts that the
+    input lacks; full: the nested full dose, whose best estimate copies noise."""
+    variant: Literal["r0", "r1", "r2"] = "r0"
+    """Of residual: plain, noise over the volume's measured noise, or errors weighed by the dose's noise."""
+    loss: Literal["l2", "l1"] = "l2"
+    """Squared or absolute error."""
+    condition: Literal["noise", "nec", "drf"] = "noise"
+    """What dose-conditioned is told, as a logarithm: measured noise level, noise-equivalent counts a meter, or DRF."""
+    dims: Literal["3", "2.5", "2"] = "3"
+    """Dimensions of the network; 2.5: five neighboring slices in, the middle one out."""
+    channels: tuple[int, ...] = (16, 32, 64)
+    """Channels of the U-Net's levels."""
+    transform: Literal["linear", "log", "anscombe"] = "linear"
+    """Of SUV before the network."""
+    scale_suv: float = 1.0
+    """SUV that becomes about 1 for the network."""
+    clip_suv: float | None = None
+    """Cut SUV here before the network. Default: not."""
+    patch: int = 32
+    """Edge of the patches in voxels."""
+    batch: int = 4
+    """Patches a step, over all devices."""
+    max_steps: int = 2000
+    """Steps of training, for each network."""
+    learning_rate: float = 1e-3
+    """Largest learning rate of AdamW."""
+    validate_every: int = 200
+    """Steps between validations, after which the state is saved."""
+    patience: int = 20
+    """Validations without a better one before training stops."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    seed: int = 0
+    """Seed of weights and samples."""
+    device: Device = "auto"
+    """Where to train."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Denoise NIfTI files and DICOM folders; results are of the same kind, with unit and affine kept."""
+
+    run: Positional[str]
+    """Folder of a run, or a model file."""
+    inputs: Positional[tuple[str, ...]]
+    """NIfTI files or DICOM folders."""
+    out: str
+    """File or folder to write; for several inputs a folder."""
+    units: Literal["bqml", "suv"] | None = None
+    """Unit of the values. Default: what the file says."""
+    sidecar: str | None = None
+    """JSON or CSV with weight and injected activity beside a NIfTI file."""
+    weight_kg: float | None = None
+    """Body weight, where the file does not say."""
+    injected_mbq: float | None = None
+    """Injected activity, where the file does not say."""
+    uptake_s: float | None = None
+    """Seconds from injection to scan start, where the file does not say."""
+    drf: float | None = None
+    """Dose reduction factor of the inputs, for models that need it. Default: the noise level is measured."""
+    strength: float = 1.0
+    """0 leaves the input, 1 is the full effect."""
+    weights: Literal["best", "last"] = "best"
+    """Weights with the least validation error, or the last ones."""
+    device: Device = "auto"
+    """Where to compute."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Figures of merit of runs on a dataset, beside the input, a tuned Gaussian and tuned non-local means."""
+
+    runs: Positional[tuple[str, ...]]
+    """Folders of runs."""
+    data: str
+    """Folder of the dataset."""
+    out: str = "evaluation"
+    """Folder for tables, figures and the page."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Subjects of the dataset."""
+    device: Device = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+Command = Annotated[
+    Annotated[Train, subcommand("train")]
+    | Annotated[Apply, subcommand("apply")]
+    | Annotated[Evaluate, subcommand("evaluate")],
+    FlagCreatePairsOff,
+    OmitArgPrefixes,
+    arg(name=""),
+]
+
+
+def main() -> None:
+    """Entry point: parse, run, and turn errors into one line and an exit status."""
+    try:
+        command = parse(sys.argv[1:])
+        result = _run(command)
+        if command.json:
+            print(json.dumps(result))
+    except UsageError as error:
+        fail("denoise", error, 2)
+    except DataError as error:
+        fail("denoise", error, 1)
+    except ModuleNotFoundError as error:
+        fail("denoise", DataError(f"{error.name} is not installed; run pip install 'petsim[train]'"), 1)
+    except KeyboardInterrupt:
+        print("denoise: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        fail("denoise", DataError("memory ran out; lower --batch or --patch"), 1)
+
+
+def parse(argv: list[str]) -> Any:
+    """Command line to one of the command dataclasses; a wrong one raises `UsageError` with a single line."""
+    return command_line.parse(Command, "denoise", denoise.__doc__, argv)
+
+
+def _run(command: Any) -> dict[str, Any]:
+    if isinstance(command, Train):
+        return _train(command)
+    return _apply(command) if isinstance(command, Apply) else _evaluate(command)
+
+
+def _train(command: Train) -> dict[str, Any]:
+    from dataclasses import fields
+    from pathlib import Path
+
+    from denoise.train import TrainSettings, train
+    from petsim.progress import progress_bar
+
+    settings = TrainSettings(**{
+        f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}
+    })  # fmt: skip
+    networks = max(1, len(settings.drf)) if settings.method == "dose-specific" else 1
+    with progress_bar(networks) as report:
+
+        def progress(steps: int, error: float) -> None:
+            done = steps / settings.max_steps
+            report(command.method, f"step {steps}, error {error:.3g}", done)
+
+        result = train(Path(command.data), Path(command.out), settings, command.device, progress)
+    for name, one in result.items() if networks > 1 or settings.method == "dose-specific" else [(command.method, result)]:
+        print(f"{name}: {one['steps']} steps, validation error {one['validation_error']:.4g}")
+    return result
+
+
+def _apply(command: Apply) -> dict[str, Any]:
+    from dataclasses import fields
+    from pathlib import Path
+
+    from denoise.apply import ApplyOptions, apply
+
+    if not command.inputs:
+        raise UsageError("no input given; name NIfTI files or DICOM folders after the run")
+    options = ApplyOptions(**{f.name: getattr(command, f.name) for f in fields(ApplyOptions)})
+    results = apply(Path(command.run), [Path(p) for p in command.inputs], Path(command.out), options)
+    for one in results:
+        print(f"{one['name']}: noise level {one['relative_noise']:.3f}")
+        for warning in one["warnings"]:
+            print(f"  warning: {warning}")
+    return {"results": results}
+
+
+def _evaluate(command: Evaluate) -> dict[str, Any]:
+    from pathlib import Path
+
+    from denoise.denoiser import model_files
+    from denoise.evaluate import evaluate
+    from denoise.model_file import read_card
+    from denoise.report import markdown, write_evaluation
+    from petsim.progress import progress_bar
+
+    runs = [Path(r) for r in command.runs]
+    with progress_bar(1) as report:
+        result = evaluate(
+            runs, Path(command.data), command.split, command.device, command.seed,
+            lambda what, fraction: report("evaluating", what, fraction),
+        )  # fmt: skip
+    targets = {run.name: read_card(model_files(run)[0]).target for run in runs}
+    out = Path(command.out)
+    write_evaluation(result, out, targets)
+    print(markdown(result, targets))
+    print(f"{out / 'index.html'}")
+    return {"summary": result.summary, "tuned": result.tuned}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Figures of merit of trained runs and of simple filters on a dataset's subjects."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.errors import DataError, UsageError
+from data_recipes.grid import Grid
+from denoise.baselines import gaussian_baseline, non_local_means
+from denoise.data import Ladder, read_ladder, read_split
+from denoise.denoiser import Denoiser
+from denoise.metrics import (
+    bias_and_variance,
+    equivalent_counts,
+    fraction_of_ceiling,
+    nmae,
+    nrmse,
+    own_range_peak,
+    psnr_db,
+    ssim,
+)
+from denoise.noise_level import body_mask
+from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
+from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, holm, paired_wilcoxon
+from petsim.cache.store import SubjectFile, read_index
+from petsim.noise import coefficient_of_variation, liver_sphere
+
+PEAK_SUV = 20.0
+"""Peak of the PSNR with a fixed range."""
+
+FIRST_LESION = 100
+"""Labels from here on are lesions (`data_recipes.phantoms.whole_body`)."""
+
+FALSE_ABOVE_SUV, FALSE_ML = 1.0, 0.5
+"""A region that exceeds the noise-free image by so many SUV over so many mL is a false hot blob."""
+
+FWHM_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0)
+NLM_STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+TUNED_ON = 2
+"""Filters are tuned on at most so many validation subjects, for each dose apart."""
+
+Estimate = Callable[[Ladder, int, int], np.ndarray]
+"""(subject, dose, realization) -> denoised image in SUV."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result.
+
+    Parameters
+    ----------
+    rows : list of dict
+        One for each subject, dose and method.
+    organs : list of dict
+        SUVmean over that of the noise-free image by organ.
+    summary : list of dict
+        Means over subjects by dose and method, with intervals.
+    tuned : dict
+        What the filters were tuned to, by DRF.
+    split, target_kind : str
+        Subjects evaluated; "independent" or "nested" full dose as the noisy reference.
+    pictures : dict
+        By method: axial-coronal slices of the first subject for the page, float32 SUV.
+    """
+
+    rows: list[dict[str, Any]]
+    organs: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    tuned: dict[str, dict[str, float]]
+    split: str
+    target_kind: str
+    pictures: dict[str, np.ndarray]
+
+
+def evaluate(
+    runs: Sequence[Path],
+    data: Path,
+    split: str = "test",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Callable[[str, float], None] = lambda what, fraction: None,
+) -> Evaluation:
+    """Evaluate runs beside the identity, a tuned Gaussian and tuned non-local means.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+    data : Path
+        Dataset of simulated subjects.
+    split : str
+        "test", "val", "train", or "all".
+    device : str
+    seed : int
+        Of bootstrap intervals.
+    progress : callable
+
+    Raises
+    ------
+    DataError, UsageError
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise UsageError("two runs have one name; rename one of their folders")
+    denoisers = {run.name: Denoiser.load(run, device) for run in runs}
+    entries = [s for s in read_index(data)["subjects"] if split in (s["split"], "all")]
+    if not entries:
+        raise DataError(f"{data.name}: no subject in the split '{split}'")
+    tuned = _tune(data, split)
+    rows, organs, pictures = [], [], {}
+    for k, entry in enumerate(entries):
+        progress(entry["name"], k / len(entries))
+        ladder = read_ladder(data / entry["file"], "noise-free")
+        with SubjectFile(data / entry["file"]) as f:
+            labels = f.array("truth/labels")
+            label_names = {} if labels is None else f.dataset("truth/labels").attrs["names"]
+        some, more, drawn = _subject(ladder, labels, label_names, _methods(denoisers, tuned))
+        rows += some
+        organs += more
+        pictures = pictures or drawn
+    kind = "independent" if len(ladder.levels[0]) > 1 else "nested"
+    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, kind, pictures)
+
+
+def _methods(denoisers: dict[str, Denoiser], tuned: dict[str, dict[str, float]]) -> dict[str, Estimate]:
+    def gaussian(ladder: Ladder, dose: int, realization: int) -> np.ndarray:
+        fwhm = tuned["gaussian"][f"{ladder.drfs[dose]:g}"]
+        return gaussian_baseline(ladder.image(dose, realization), fwhm, ladder.spacing_mm)
+
+    def means(ladder: Ladder, dose: int, realization: int) -> np.ndarray:
+        strength = tuned["non-local means"][f"{ladder.drfs[dose]:g}"]
+        return _non_local_means(ladder, dose, realization, strength)
+
+    methods: dict[str, Estimate] = {
+        "identity": lambda ladder, dose, realization: ladder.image(dose, realization),
+        "gaussian": gaussian,
+        "non-local means": means,
+    }
+    for name, denoiser in denoisers.items():
+
+        def network(ladder: Ladder, dose: int, realization: int, denoiser: Denoiser = denoiser) -> np.ndarray:
+            return denoiser(
+                ladder.image(dose, realization), ladder.spacing_mm, ladder.drfs[dose],
+                float(ladder.log_nec_per_m[dose, realization]),
+            ).image  # fmt: skip
+
+        methods[name] = network
+    return methods
+
+
+def _non_local_means(ladder: Ladder, dose: int, realization: int, strength: float) -> np.ndarray:
+    return non_local_means(ladder.image(dose, realization), ladder.levels[dose][realization].sd, strength, 1, 3)
+
+
+def _tune(data: Path, split: str) -> dict[str, dict[str, float]]:
+    """Width and strength of least mean squared error to the noise-free image on validation subjects, by DRF."""
+    splits = {s["split"] for s in read_index(data)["subjects"]}
+    where = "val" if "val" in splits and split != "val" else "train"
+    ladders = read_split(data, where if where in splits else split, "noise-free")[:TUNED_ON]
+    tuned: dict[str, dict[str, float]] = {"gaussian": {}, "non-local means": {}}
+    bodies = [body_mask(ladder.target) for ladder in ladders]
+    for dose, drf in enumerate(ladders[0].drfs):
+
+        def error(make: Callable[[Ladder], np.ndarray]) -> float:
+            return sum(nrmse(make(x), x.target, body) for x, body in zip(ladders, bodies, strict=True))
+
+        def smoothed(fwhm: float, dose: int = dose) -> float:
+            return error(lambda x: gaussian_baseline(x.image(dose), fwhm, x.spacing_mm))
+
+        def averaged(strength: float, dose: int = dose) -> float:
+            return error(lambda x: _non_local_means(x, dose, 0, strength))
+
+        tuned["gaussian"][f"{drf:g}"] = min(FWHM_MM, key=smoothed)
+        tuned["non-local means"][f"{drf:g}"] = min(NLM_STRENGTHS, key=averaged)
+    return tuned
+
+
+def _subject(
+    ladder: Ladder, labels: np.ndarray | None, label_names: Any, methods: dict[str, Estimate]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
+    import json
+
+    clean, body = ladder.target, body_mask(ladder.target)
+    names = {int(k): v for k, v in json.loads(label_names).items()} if label_names else {}
+    lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
+    realizations = ladder.stored.shape[1]
+    full = ladder.image(0, realizations - 1)
+    independent = realizations > 1
+    peak = own_range_peak(clean, body)
+    plain = [_mse(ladder.image(d), clean, body) for d in range(len(ladder.drfs))]
+    variances = [_noise_variance(ladder, d, body) for d in range(len(ladder.drfs))]
+    grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
+    liver = next((k for k, v in names.items() if v == "liver"), None)
+    box = None if labels is None or liver is None else liver_sphere(labels, liver, grid)
+    rows, organs, pictures = [], [], {}
+    for dose, drf in enumerate(ladder.drfs):
+        for name, make in methods.items():
+            image = make(ladder, dose, 0)
+            row: dict[str, Any] = {"subject": ladder.name, "scanner": ladder.scanner, "drf": drf, "method": name}
+            row["psnr_db"] = psnr_db(image, clean, PEAK_SUV, body)
+            row["psnr_own_range_db"] = psnr_db(image, clean, peak, body)
+            row["psnr_volume_db"] = psnr_db(image, clean, PEAK_SUV, None)
+            row["ssim"] = ssim(image, clean, peak, body)
+            row["nmae"], row["nrmse"] = nmae(image, clean, body), nrmse(image, clean, body)
+            ratio = variances[dose] / variances[0]
+            if drf > 1 and ratio > 1:
+                row["gain_db"] = 10 * math.log10(_mse(ladder.image(dose), full, body) / _mse(image, full, body))
+                row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
+            row["equivalent_counts"] = _equivalent(ladder.drfs, plain, _mse(image, clean, body))
+            if independent:
+                several = np.stack([make(ladder, dose, r) for r in range(realizations)])
+                row["squared_bias"], row["variance"] = bias_and_variance(several, clean, body)
+            row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
+            if box is not None:
+                row["liver_cov"] = coefficient_of_variation(image, box, grid)
+            blobs = hot_blobs(image, clean, body, FALSE_ABOVE_SUV, FALSE_ML, math.prod(ladder.spacing_mm) / 1000)
+            row["false_blobs"], row["false_ml"] = blobs.count, blobs.volume_ml
+            if lesions is not None and lesions.any():
+                contrast = [
+                    c for c in contrast_recovery(image, clean, lesions, ladder.spacing_mm).values() if np.isfinite(c)
+                ]
+                row["lesion_contrast"] = float(np.mean(contrast)) if contrast else math.nan
+                largest, true = suv_max(image, lesions), suv_max(clean, lesions)
+                row["lesion_suv_max"] = float(np.mean([largest[k] / true[k] for k in true]))
+                row["missed_lesions"] = len(missed_lesions(image, clean, lesions, ladder.spacing_mm))
+            rows.append(row)
+            if labels is not None:
+                here, there = organ_means(image, labels, names), organ_means(clean, labels, names)
+                organs += [
+                    {
+                        "subject": ladder.name,
+                        "drf": drf,
+                        "method": name,
+                        "organ": organ,
+                        "suv_mean_ratio": here[organ] / mean,
+                    }
+                    for organ, mean in there.items()
+                    if mean > 0 and not organ.startswith("lesion")
+                ]
+            if dose == len(ladder.drfs) - 1:
+                pictures[name] = image[:, ladder.shape[1] // 2]
+    pictures["noise-free"] = clean[:, ladder.shape[1] // 2]
+    return rows, organs, pictures
+
+
+def _mse(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
+    difference = (image - reference)[mask]
+    return float(np.mean(difference.astype(np.float64) ** 2))
+
+
+def _noise_variance(ladder: Ladder, dose: int, body: np.ndarray) -> float:
+    return float(np.mean([_mse(ladder.image(dose, r), ladder.target, body) for r in range(ladder.stored.shape[1])]))
+
+
+def _equivalent(drfs: tuple[float, ...], plain: list[float], mse: float) -> float:
+    """NaN where the errors of the plain images do not fall with dose."""
+    try:
+        return equivalent_counts(drfs, plain, mse)
+    except DataError:
+        return math.nan
+
+
+def summarize(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Means over subjects by dose and method; 95 % bootstrap intervals; p against the Gaussian, corrected after Holm.
+
+    The unit is the patient. Below `FEWEST_PATIENTS` no p is given.
+    """
+    figures = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("subject", "scanner", "drf", "method")]
+    keys = list(dict.fromkeys((row["drf"], row["method"]) for row in rows))
+    out = []
+    for drf, method in keys:
+        mine = {row["subject"]: row for row in rows if (row["drf"], row["method"]) == (drf, method)}
+        line: dict[str, Any] = {"drf": drf, "method": method, "subjects": len(mine)}
+        for figure in figures:
+            values = [row[figure] for row in mine.values() if math.isfinite(row.get(figure, math.nan))]
+            line[figure] = float(np.mean(values)) if values else None
+            if figure in ("gain_db", "fraction_of_ceiling", "nrmse") and len(values) > 1:
+                line[f"{figure}_low"], line[f"{figure}_high"] = bootstrap_interval(values, seed)
+        plain = {r["subject"]: r["nrmse"] for r in rows if (r["drf"], r["method"]) == (drf, "gaussian")}
+        if method not in ("gaussian", "identity") and len(mine) >= FEWEST_PATIENTS:
+            line["p_against_gaussian"] = paired_wilcoxon([mine[s]["nrmse"] for s in mine], [plain[s] for s in mine])
+        out.append(line)
+    tested = [line for line in out if "p_against_gaussian" in line]
+    for line, p in zip(tested, holm([line["p_against_gaussian"] for line in tested]) if tested else [], strict=True):
+        line["p_against_gaussian"] = float(p)
+    return out
