@@ -43,6 +43,9 @@ NLM_STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 TUNED_ON = 2
 """Filters are tuned on at most so many validation subjects, for each dose apart."""
 
+BEYOND = 2.0
+"""Stands for an equivalent dose beyond the full one, which nothing measures."""
+
 Estimate = Callable[[Ladder, int, int], np.ndarray]
 """(subject, dose, realization) -> denoised image in SUV."""
 
@@ -64,7 +67,9 @@ class Evaluation:
     split, target_kind : str
         Subjects evaluated; "independent" or "nested" full dose as the noisy reference.
     pictures : dict
-        By method: axial-coronal slices of the first subject for the page, float32 SUV.
+        By method: a coronal slice (x, z) of the first subject at the lowest dose, float32 SUV.
+    slice_mm : tuple of float
+        Voxel edges of the slices.
     """
 
     rows: list[dict[str, Any]]
@@ -74,6 +79,7 @@ class Evaluation:
     split: str
     target_kind: str
     pictures: dict[str, np.ndarray]
+    slice_mm: tuple[float, float]
 
 
 def evaluate(
@@ -122,7 +128,8 @@ def evaluate(
         organs += more
         pictures = pictures or drawn
     kind = "independent" if len(ladder.levels[0]) > 1 else "nested"
-    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, kind, pictures)
+    across, _, along = ladder.spacing_mm
+    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, kind, pictures, (across, along))
 
 
 def _methods(denoisers: dict[str, Denoiser], tuned: dict[str, dict[str, float]]) -> dict[str, Estimate]:
@@ -275,8 +282,13 @@ def summarize(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
         mine = {row["subject"]: row for row in rows if (row["drf"], row["method"]) == (drf, method)}
         line: dict[str, Any] = {"drf": drf, "method": method, "subjects": len(mine)}
         for figure in figures:
-            values = [row[figure] for row in mine.values() if math.isfinite(row.get(figure, math.nan))]
+            known = [row[figure] for row in mine.values() if not math.isnan(row.get(figure, math.nan))]
+            values = [v for v in known if math.isfinite(v)]
             line[figure] = float(np.mean(values)) if values else None
+            if figure == "equivalent_counts" and known:
+                # Infinite beyond the full dose: the median has a meaning where the mean has none.
+                middle = float(np.median(known))
+                line[figure] = middle if middle <= 1 else BEYOND
             if figure in ("gain_db", "fraction_of_ceiling", "nrmse") and len(values) > 1:
                 line[f"{figure}_low"], line[f"{figure}_high"] = bootstrap_interval(values, seed)
         plain = {r["subject"]: r["nrmse"] for r in rows if (r["drf"], r["method"]) == (drf, "gaussian")}

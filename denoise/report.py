@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_recipes.errors import DataError
-from denoise.evaluate import FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, Evaluation
+from denoise.evaluate import BEYOND, FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, Evaluation
 from denoise.metrics import variance_ceiling_db
 from petsim.cache.store import whole_or_nothing
 
@@ -81,6 +81,8 @@ def _cell(key: str, line: dict[str, Any]) -> str:
         return ""
     if key == "subjects":
         return str(value)
+    if key == "equivalent_counts" and value == BEYOND:
+        return "> 1"
     text = f"{value:.3g}" if key in ("p_against_gaussian", "squared_bias", "variance") else f"{value:.3f}"
     if f"{key}_low" in line:
         text += f" ({line[f'{key}_low']:.3f} to {line[f'{key}_high']:.3f})"
@@ -99,8 +101,7 @@ def notes(result: Evaluation) -> list[str]:
         "All figures but the gain are against the noise-free reconstruction, in the body.",
         f"Gain: PSNR over that of the input, both against the {result.target_kind} full dose; its ceiling is {ceiling} with "
         "D the measured ratio of noise variances.",
-        "Equivalent dose: part of the full dose at which the plain reconstruction errs as much; beyond the full dose it is "
-        "left out of the mean.",
+        "Equivalent dose (median): part of the full dose at which the plain reconstruction errs as much.",
         "Bias and variance are over noise realizations. Total activity, lesion SUVmax and contrast are over those "
         "of the noise-free image.",
         f"False hot blobs: regions of at least {FALSE_ML:g} mL more than {FALSE_ABOVE_SUV:g} SUV above the noise-free "
@@ -196,13 +197,17 @@ def slice_figure(result: Evaluation) -> "Figure":
 
     clean, names = result.pictures["noise-free"], list(result.pictures)
     top = float(np.percentile(clean[clean > 0], 99.5)) if (clean > 0).any() else 1.0
-    figure = Figure(figsize=(1.8 * len(names), 8), layout="constrained")
+    across, along = result.slice_mm
+    height = clean.shape[1] * along / (clean.shape[0] * across)
+    figure = Figure(figsize=(1.8 * len(names), 2 * (1.6 * height + 0.4)), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False)
     shown, wrong = None, None
     for k, name in enumerate(names):
         image = result.pictures[name]
-        shown = axes[0, k].imshow(image.T, origin="lower", cmap="gray_r", vmin=0, vmax=top)
-        wrong = axes[1, k].imshow((image - clean).T, origin="lower", cmap="RdBu_r", vmin=-top / 2, vmax=top / 2)
+        shown = axes[0, k].imshow(image.T, origin="lower", cmap="gray_r", vmin=0, vmax=top, aspect=along / across)
+        wrong = axes[1, k].imshow(
+            (image - clean).T, origin="lower", cmap="RdBu_r", vmin=-top / 2, vmax=top / 2, aspect=along / across
+        )
         axes[0, k].set_title(name, fontsize=9)
         for row in (0, 1):
             axes[row, k].set_axis_off()

@@ -68,7 +68,7 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
 def _subject(series: Series, stated: Stated) -> Subject:
     first = series.slices[0]
     _check_complete(series)
-    _check_image(first)
+    check_image(first)
     info = injected_item(first)
     iso = find_isotope(first, info)
     unit = _units(first, stated)
@@ -135,7 +135,8 @@ def _check_complete(series: Series) -> None:
         )
 
 
-def _check_image(first: Slice) -> None:
+def check_image(first: Slice) -> None:
+    """Refuse what is no static or whole-body image (`DataError`)."""
     kind = text(first, "SeriesType").split("\\")
     if kind[0] and kind[0] not in ("STATIC", "WHOLE BODY"):
         raise DataError(f"{first.file}: SeriesType is {kind[0]}; give a static or whole-body series")

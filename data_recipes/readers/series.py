@@ -102,12 +102,12 @@ def read_series(folder: Path, modality: str) -> Series:
         No DICOM file, mixed series or modalities, repeated or missing slices, oblique or sheared stacks, pixel data
         that cannot be decoded.
     """
-    found, others = _find(folder)
+    found, others = find_slices(folder)
     if not found:
         raise DataError(f"{folder.name}: no DICOM file in this folder; give the folder that holds the slices")
-    _check_kind(found, modality)
-    slices, positions, normal = _sort(found)
-    stack = _stack(slices)
+    check_kind(found, modality)
+    slices, positions, normal = sort_slices(found)
+    stack = stack_slices(slices)
     notes = [f"{others} files in the folder are not DICOM images and were left out"] if others else []
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     even = positions[0] + step * np.arange(len(positions))
@@ -120,11 +120,12 @@ def read_series(folder: Path, modality: str) -> Series:
             f"slice steps of {steps.min():.2f} to {steps.max():.2f} mm were resampled linearly to {step:.4f} mm "
             f"(largest shift {off:.2f} mm)"
         )
-    values, grid = to_canonical(resampled, _affine(slices[0], normal, step), slices[0].file)
+    values, grid = to_canonical(resampled, slice_affine(slices[0], normal, step), slices[0].file)
     return Series(tuple(slices), values, stack, grid, tuple(float(p) for p in positions), tuple(notes))
 
 
-def _find(folder: Path) -> tuple[list[Slice], int]:
+def find_slices(folder: Path) -> tuple[list[Slice], int]:
+    """DICOM images of a folder in the order of their file names, and the number of other files."""
     found: list[Slice] = []
     others = 0
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -142,7 +143,8 @@ def _find(folder: Path) -> tuple[list[Slice], int]:
     return found, others
 
 
-def _check_kind(found: list[Slice], modality: str) -> None:
+def check_kind(found: list[Slice], modality: str) -> None:
+    """Refuse anything but one series of one modality in slices of one size and orientation (`DataError`)."""
     first = found[0]
     for item in found:
         kind = text(item, "Modality")
@@ -182,7 +184,8 @@ def _vector(item: Slice, tag: str, length: int) -> np.ndarray:
     return vector
 
 
-def _sort(found: list[Slice]) -> tuple[list[Slice], np.ndarray, np.ndarray]:
+def sort_slices(found: list[Slice]) -> tuple[list[Slice], np.ndarray, np.ndarray]:
+    """Slices in the order of their positions along the normal, those positions [mm], and the normal."""
     if len(found) < 2:
         raise DataError(f"{found[0].file}: a single slice (2D) is not enough; give the whole series")
     orientation = _vector(found[0], "ImageOrientationPatient", 6)
@@ -223,7 +226,8 @@ def _sort(found: list[Slice]) -> tuple[list[Slice], np.ndarray, np.ndarray]:
     return slices, positions, normal
 
 
-def _stack(slices: list[Slice]) -> np.ndarray:
+def stack_slices(slices: list[Slice]) -> np.ndarray:
+    """float32 (column, row, slice): stored values times slope plus intercept."""
     planes = []
     for item in slices:
         slope, intercept = number(item, "RescaleSlope"), number(item, "RescaleIntercept")
@@ -239,7 +243,8 @@ def _stack(slices: list[Slice]) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
-def _affine(first: Slice, normal: np.ndarray, step: float) -> np.ndarray:
+def slice_affine(first: Slice, normal: np.ndarray, step: float) -> np.ndarray:
+    """Index (column, row, slice) to RAS+ mm, with `step` mm between slices."""
     orientation = _vector(first, "ImageOrientationPatient", 6)
     between_rows, between_columns = _vector(first, "PixelSpacing", 2)
     lps = np.eye(4)

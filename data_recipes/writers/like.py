@@ -18,9 +18,9 @@ from nibabel.wrapstruct import WrapStructError
 from pydicom.config import disable_value_validation
 
 from data_recipes.errors import DataError
-from data_recipes.readers.dicom import _check_image
+from data_recipes.readers.dicom import check_image
 from data_recipes.readers.nifti import ENDINGS, image_stem
-from data_recipes.readers.series import Slice, _affine, _check_kind, _find, _sort, _stack, number, text
+from data_recipes.readers.series import Slice, check_kind, find_slices, number, slice_affine, sort_slices, stack_slices, text
 from data_recipes.readers.sidecar import find_sidecar, read_sidecar
 from data_recipes.writers.derived import FILE_PATTERN, strip_source, write_derived
 
@@ -183,18 +183,18 @@ def _read_nifti(path: Path) -> Volume:
 
 
 def _read_dicom(folder: Path) -> Volume:
-    found, _ = _find(folder)
+    found, _ = find_slices(folder)
     if not found:
         raise DataError(f"{folder.name}: no DICOM file in this folder; give the folder that holds the slices")
-    _check_kind(found, "PT")
-    slices, positions, normal = _sort(found)
+    check_kind(found, "PT")
+    slices, positions, normal = sort_slices(found)
     first = slices[0]
-    _check_image(first)
+    check_image(first)
     told = number(first, "NumberOfSlices")
     if told is not None and len(slices) < told:
         raise DataError(f"{first.file}: NumberOfSlices is {told:g} but {len(slices)} were found; copy the whole series")
-    values = _stack(slices)
-    affine = _affine(first, normal, float(positions[-1] - positions[0]) / (len(positions) - 1))
+    values = stack_slices(slices)
+    affine = slice_affine(first, normal, float(positions[-1] - positions[0]) / (len(positions) - 1))
     unit = {"BQML": "bqml", "GML": "suv"}.get(text(first, "Units"), "unknown")
     if unit == "suv" and text(first, "SUVType") not in ("", "BW"):
         unit = "unknown"
