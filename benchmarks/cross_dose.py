@@ -1,0 +1,181 @@
+"""Which of the cross-dose methods denoises best? Protocol and contest.
+
+    python -m benchmarks.cross_dose FOLDER [--size small|gpu|smoke] [--device cpu]
+
+Settled before the first run, and not changed by what it shows:
+
+- Subjects: generated patients on the Vision 600, liver at the center; full dose of `duration_s`, so short that the liver's
+  coefficient of variation at full dose is 8 to 18 %, as in clinical images. Training (12 of 16 for training, 2 for
+  validation) and test patients are made from different seeds; test patients take no part in any choice.
+- Doses 1, 2, 4, 10, 20, 50, 100, 200, two noise realizations; trained on 4, 20, 100; 10 and 50 (inside), 2 and 200 (outside)
+  are never seen in training.
+- All methods share network, data, order of samples, steps and learning rate. Dose-specific networks get the same steps each,
+  and in a second run the same steps in total.
+- Primary figure: gain in PSNR in the body against an independent full dose, mean over the trained doses, by patient; primary
+  comparisons: residual r0, dose-conditioned and dose-specific (equal steps each) against direct, paired by patient, with
+  95 % bootstrap intervals and Wilcoxon's test corrected after Holm. Everything else is secondary.
+- The averaging effect: matrix of training dose by test dose of the dose-specific networks; direct against dose-conditioned
+  told the true dose (`drf`) and told the measured noise (`noise`).
+
+A run that was interrupted goes on with the same command.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import emit
+from data_recipes.phantoms.whole_body import whole_body
+from denoise.evaluate import evaluate
+from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, holm, paired_wilcoxon
+from denoise.train import TrainSettings, train
+from petsim.cache.store import write_index
+from petsim.dataset import Job, Request, make_subject
+from petsim.geometry.scanner import load_scanner
+from petsim.memory import keep_freed_memory
+from petsim.settings import SimulationSettings
+from petsim.simulation import noise_region
+
+TRAINED = (4.0, 20.0, 100.0)
+DOSES = (2.0, 4.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What differs between the sizes of the contest."""
+
+    scanner: str
+    duration_s: float
+    training: int
+    test: int
+    settings: TrainSettings
+
+
+SMALL = Size("biograph_vision_600", 20.0, 16, 24, TrainSettings(max_steps=1200, validate_every=200, channels=(16, 32, 64)))
+SIZES = {
+    "small": SMALL,
+    "gpu": replace(
+        SMALL, settings=TrainSettings(max_steps=6000, validate_every=500, channels=(32, 64, 128), patch=48, batch=8)
+    ),
+    "smoke": replace(SMALL, training=3, test=2, settings=TrainSettings(max_steps=4, validate_every=2, channels=(4, 8))),
+}
+FIRST_TEST_SEED = 900_000
+
+
+def contestants(settings: TrainSettings) -> dict[str, TrainSettings]:
+    """By name; all that is not named is equal."""
+    base = replace(settings, drf=TRAINED, target="noise-free", seed=0)
+    shared = {
+        "max_steps": max(1, settings.max_steps // len(TRAINED)),
+        "validate_every": max(1, settings.validate_every // 3),
+    }
+    return {
+        "direct": replace(base, method="direct"),
+        "residual r0": replace(base, method="residual", variant="r0"),
+        "residual r1": replace(base, method="residual", variant="r1"),
+        "residual r2": replace(base, method="residual", variant="r2"),
+        "conditioned on noise": replace(base, method="dose-conditioned", condition="noise"),
+        "conditioned on drf": replace(base, method="dose-conditioned", condition="drf"),
+        "dose-specific": replace(base, method="dose-specific"),
+        "dose-specific, equal total": replace(base, method="dose-specific", **shared),
+    }
+
+
+def make_patients(folder: Path, size: Size, seeds: range, device: str) -> Path:
+    """Dataset of generated patients, each with its liver at the scanner's center."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scanner = load_scanner(size.scanner)
+    for seed in seeds:
+        job = Job(name=f"phantom-{seed:04d}", seed=seed)
+        if (folder / f"{job.name}.h5").exists():
+            continue
+        patient = whole_body(seed, mbq_per_kg=scanner.given("protocol_mbq_per_kg"),
+                             uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
+        box, _ = noise_region(patient.activity_bqml, patient.labels, patient.label_names, patient.grid)
+        assert box is not None
+        middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+        settings = SimulationSettings(
+            scanner=size.scanner, preset="fast", drf=DOSES, realizations=2, duration_s=size.duration_s, center_mm=middle,
+            backend="cuda" if device == "cuda" else "numba",
+        )  # fmt: skip
+        # Patients differ in where they are scanned, so that one digest for all cannot be that of their settings.
+        make_subject(job, Request(str(folder), settings=settings), "cross-dose", lambda *told: None)
+        print(f"{folder.name}: {job.name}", file=sys.stderr, flush=True)
+    write_index(folder)
+    return folder
+
+
+def compare(rows: list[dict[str, Any]], drfs: tuple[float, ...], rivals: list[str], against: str) -> list[dict[str, Any]]:
+    """Paired differences of the mean gain over some doses."""
+
+    def gains(method: str) -> dict[str, float]:
+        mine: dict[str, list[float]] = {}
+        for row in rows:
+            if row["method"] == method and row["drf"] in drfs:
+                mine.setdefault(row["subject"], []).append(row["gain_db"])
+        return {subject: float(np.mean(v)) for subject, v in mine.items()}
+
+    base, found = gains(against), []
+    for rival in rivals:
+        own = gains(rival)
+        difference = [own[s] - base[s] for s in base]
+        line: dict[str, Any] = {"method": rival, "against": against, "difference_db": float(np.mean(difference))}
+        line["interval_db"] = list(bootstrap_interval(difference, 0))
+        if len(difference) >= FEWEST_PATIENTS:
+            line["p"] = paired_wilcoxon([own[s] for s in base], [base[s] for s in base])
+        found.append(line)
+    tested = [line for line in found if "p" in line]
+    for line, p in zip(tested, holm([line["p"] for line in tested]) if tested else [], strict=True):
+        line["p"] = float(p)
+    return found
+
+
+def main() -> None:
+    """Make the patients, train, evaluate, and print the JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    keep_freed_memory()
+    size, folder = SIZES[args.size], args.folder
+    training = make_patients(folder / "training", size, range(size.training), args.device)
+    test = make_patients(folder / "test", size, range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test), args.device)
+    runs = []
+    for name, settings in contestants(size.settings).items():
+        run = folder / "runs" / name
+        train(training, run, settings, args.device)
+        runs.append(run)
+        print(f"trained {name}", file=sys.stderr, flush=True)
+    # One network of each dose alone, for the matrix of training dose by test dose.
+    single = [folder / "runs" / f"trained at {d:g}" for d in TRAINED]
+    for run, drf in zip(single, TRAINED, strict=True):
+        if not run.exists():
+            run.symlink_to((folder / "runs" / "dose-specific" / f"drf-{drf:g}").resolve(), target_is_directory=True)
+    result = evaluate([*runs, *single], test, "all", args.device)
+    rivals = [name for name in contestants(size.settings) if name != "direct"]
+    keep = ("drf", "method", "subjects", "gain_db", "gain_db_low", "gain_db_high", "fraction_of_ceiling",
+            "fraction_of_ceiling_low", "fraction_of_ceiling_high", "equivalent_counts", "nrmse", "squared_bias", "variance",
+            "liver_cov", "lesion_contrast", "missed_lesions", "false_blobs")  # fmt: skip
+    found = {
+        "size": args.size, "scanner": size.scanner, "duration_s": size.duration_s, "test_patients": size.test,
+        "trained_on": TRAINED, "steps": size.settings.max_steps, "channels": size.settings.channels,
+        "primary": compare(result.rows, TRAINED, rivals, "direct"),
+        "unseen_inside": compare(result.rows, (10.0, 50.0), rivals, "direct"),
+        "unseen_outside": compare(result.rows, (2.0, 200.0), rivals, "direct"),
+        "summary": [{k: line[k] for k in keep if k in line} for line in result.summary],
+        "tuned": result.tuned,
+    }  # fmt: skip
+    if args.size == "smoke":
+        print(json.dumps(found))
+    else:
+        emit("cross_dose" if args.size == "small" else f"cross_dose_{args.size}", found)
+
+
+if __name__ == "__main__":
+    main()
