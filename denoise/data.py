@@ -116,6 +116,12 @@ def read_ladder(path: Path, target: Target) -> Ladder:
     )  # fmt: skip
 
 
+def has_noise_free(path: Path) -> bool:
+    """Whether a subject's file holds the reconstruction of its expected counts."""
+    with SubjectFile(path) as f:
+        return "reference/noise_free" in f.h5
+
+
 def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
     """Ladders of a split ("train", "val" or "test") of a dataset.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from denoise.baselines import gaussian_baseline, non_local_means
-from denoise.data import Ladder, read_ladder, read_split
+from denoise.data import Ladder, has_noise_free, read_ladder
 from denoise.denoiser import Denoiser
 from denoise.metrics import (
     bias_and_variance,
@@ -119,7 +119,7 @@ def evaluate(
     rows, organs, pictures = [], [], {}
     for k, entry in enumerate(entries):
         progress(entry["name"], k / len(entries))
-        ladder = read_ladder(data / entry["file"], "noise-free")
+        ladder = _read(data / entry["file"])
         with SubjectFile(data / entry["file"]) as f:
             labels = f.array("truth/labels")
             label_names = {} if labels is None else f.dataset("truth/labels").attrs["names"]
@@ -130,6 +130,14 @@ def evaluate(
     kind = "independent" if len(ladder.levels[0]) > 1 else "nested"
     across, _, along = ladder.spacing_mm
     return Evaluation(rows, organs, summarize(rows, seed), tuned, split, kind, pictures, (across, along))
+
+
+def _read(path: Path) -> Ladder:
+    """A subject whose target is what it is compared with: noise-free, or of a measured image the full dose itself."""
+    if has_noise_free(path):
+        return read_ladder(path, "noise-free")
+    ladder = read_ladder(path, "full")
+    return replace(ladder, target=ladder.target[0])
 
 
 def _methods(denoisers: dict[str, Denoiser], tuned: dict[str, dict[str, float]]) -> dict[str, Estimate]:
@@ -166,7 +174,9 @@ def _tune(data: Path, split: str) -> dict[str, dict[str, float]]:
     """Width and strength of least mean squared error to the noise-free image on validation subjects, by DRF."""
     splits = {s["split"] for s in read_index(data)["subjects"]}
     where = "val" if "val" in splits and split != "val" else "train"
-    ladders = read_split(data, where if where in splits else split, "noise-free")[:TUNED_ON]
+    chosen = where if where in splits else split
+    files = [data / s["file"] for s in read_index(data)["subjects"] if chosen in (s["split"], "all")]
+    ladders = [_read(path) for path in files[:TUNED_ON]]
     tuned: dict[str, dict[str, float]] = {"gaussian": {}, "non-local means": {}}
     bodies = [body_mask(ladder.target) for ladder in ladders]
     for dose, drf in enumerate(ladders[0].drfs):
@@ -193,6 +203,7 @@ def _subject(
     clean, body = ladder.target, body_mask(ladder.target)
     names = {int(k): v for k, v in json.loads(label_names).items()} if label_names else {}
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
+    clean_is_full = np.array_equal(clean, ladder.image(0))
     realizations = ladder.stored.shape[1]
     full = ladder.image(0, realizations - 1)
     independent = realizations > 1
@@ -207,12 +218,13 @@ def _subject(
         for name, make in methods.items():
             image = make(ladder, dose, 0)
             row: dict[str, Any] = {"subject": ladder.name, "scanner": ladder.scanner, "drf": drf, "method": name}
+            row["reference"] = "full dose" if clean_is_full else "noise-free"
             row["psnr_db"] = psnr_db(image, clean, PEAK_SUV, body)
             row["psnr_own_range_db"] = psnr_db(image, clean, peak, body)
             row["psnr_volume_db"] = psnr_db(image, clean, PEAK_SUV, None)
             row["ssim"] = ssim(image, clean, peak, body)
             row["nmae"], row["nrmse"] = nmae(image, clean, body), nrmse(image, clean, body)
-            ratio = variances[dose] / variances[0]
+            ratio = drf if clean_is_full else variances[dose] / variances[0]
             if drf > 1 and ratio > 1:
                 row["gain_db"] = 10 * math.log10(_mse(ladder.image(dose), full, body) / _mse(image, full, body))
                 row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
@@ -275,7 +287,11 @@ def summarize(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 
     The unit is the patient. Below `FEWEST_PATIENTS` no p is given.
     """
-    figures = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("subject", "scanner", "drf", "method")]
+    figures = [
+        k
+        for k in dict.fromkeys(k for row in rows for k in row)
+        if k not in ("subject", "scanner", "reference", "drf", "method")
+    ]
     keys = list(dict.fromkeys((row["drf"], row["method"]) for row in rows))
     out = []
     for drf, method in keys:

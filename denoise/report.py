@@ -98,7 +98,8 @@ def notes(result: Evaluation) -> list[str]:
     ceiling = "10 log10(D + 1)" if result.target_kind == "independent" else "10 log10 D"
     return [
         f"Means over the subjects of the split '{result.split}', in brackets 95 % bootstrap intervals. "
-        "All figures but the gain are against the noise-free reconstruction, in the body.",
+        "All figures but the gain are against the noise-free reconstruction (of a measured image: against the full dose), "
+        "in the body.",
         f"Gain: PSNR over that of the input, both against the {result.target_kind} full dose; its ceiling is {ceiling} with "
         "D the measured ratio of noise variances.",
         "Equivalent dose (median): part of the full dose at which the plain reconstruction errs as much.",

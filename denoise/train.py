@@ -161,6 +161,8 @@ def _place(device: str) -> Iterator[_Place]:
     if world == 1:
         yield _Place(0, 1, place)
         return
+    if cuda:
+        torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield _Place(distributed.get_rank(), world, place)

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from denoise import cli
 from denoise.apply import ApplyOptions, apply
 from denoise.evaluate import evaluate, summarize
 from denoise.train import TrainSettings, train
+from petsim.cache.store import write_index, write_subject
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,19 @@ def test_summary_is_over_patients():
     assert net["other"] is None and "p_against_gaussian" not in gaussian
     assert net["p_against_gaussian"] == pytest.approx(2 / 2**12)
     assert "p_against_gaussian" not in summarize([r for r in made if r["subject"] != "s3"], 0)[1]
+
+
+def test_a_measured_image_is_compared_with_its_full_dose(run, tmp_path):
+    subject = replace(record("scan", 5, realizations=1), noise_free=None)
+    write_subject(tmp_path / "scan.h5", subject)
+    write_index(tmp_path)
+    found = evaluate([run], tmp_path, "all", "cpu")
+    assert found.target_kind == "nested"
+    identity = {r["drf"]: r for r in found.rows if r["method"] == "identity"}
+    assert identity[1.0]["nrmse"] == 0 and identity[4.0]["gain_db"] == pytest.approx(0)
+    assert {r["reference"] for r in found.rows} == {"full dose"}
+    residual = next(r for r in found.rows if r["method"] == "residual" and r["drf"] == 20)
+    assert residual["fraction_of_ceiling"] == pytest.approx(residual["gain_db"] / (10 * math.log10(20)))
 
 
 def test_command_line_from_training_to_the_page(dataset, tmp_path, capsys, monkeypatch):
