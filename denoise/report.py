@@ -14,6 +14,7 @@ from data_recipes.errors import DataError
 from denoise.evaluate import BEYOND, FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, Evaluation
 from denoise.metrics import variance_ceiling_db
 from petsim.cache.store import whole_or_nothing
+from petsim.figures import displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,7 +194,7 @@ def gain_figure(result: Evaluation) -> "Figure":
 
 
 def slice_figure(result: Evaluation) -> "Figure":
-    """Slices by method, and their differences from the noise-free image."""
+    """Slices by method in radiological convention, and their differences from the noise-free image."""
     from matplotlib.figure import Figure
 
     clean, names = result.pictures["noise-free"], list(result.pictures)
@@ -205,9 +206,9 @@ def slice_figure(result: Evaluation) -> "Figure":
     shown, wrong = None, None
     for k, name in enumerate(names):
         image = result.pictures[name]
-        shown = axes[0, k].imshow(image.T, origin="lower", cmap="gray_r", vmin=0, vmax=top, aspect=along / across)
+        shown = axes[0, k].imshow(displayed(image), cmap="gray_r", vmin=0, vmax=top, aspect=along / across)
         wrong = axes[1, k].imshow(
-            (image - clean).T, origin="lower", cmap="RdBu_r", vmin=-top / 2, vmax=top / 2, aspect=along / across
+            displayed(image - clean), cmap="RdBu_r", vmin=-top / 2, vmax=top / 2, aspect=along / across
         )
         axes[0, k].set_title(name, fontsize=9)
         for row in (0, 1):

@@ -178,12 +178,14 @@ def test_bad_inputs(run, tmp_path):
     assert not out.exists()
 
 
-def test_dicom_comes_back_as_a_derived_series(run, real_data, tmp_path):
-    """The real scan's own units, grid and number of slices; the run warns, since it was trained for other voxels."""
+def test_dicom_comes_back_as_a_derived_series(dataset, real_data, tmp_path):
+    """The real scan's own units, grid and number of slices; the model warns, since it was trained for other voxels."""
     from data_recipes.readers.read import read_source
 
     folder = Path(real_data("wholebody_fdg_dicom/image"))
-    result = apply(run, [folder], tmp_path / "out", ApplyOptions(device="cpu", strength=0.5))
+    settings = TrainSettings(channels=(2,), dims="2", patch=16, max_steps=2, validate_every=2)
+    train(dataset, tmp_path / "run", settings, "cpu")
+    result = apply(tmp_path / "run", [folder], tmp_path / "out", ApplyOptions(device="cpu", strength=0.5))
     assert any("voxels" in w for w in result[0]["warnings"])
     before, after = read_source(folder), read_source(tmp_path / "out")
     assert before.grid == after.grid
