@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks.common import emit
 from data_recipes.phantoms.whole_body import whole_body
 from denoise.evaluate import evaluate
-from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, holm, paired_wilcoxon
+from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
 from denoise.train import TrainSettings, train
 from petsim.cache.store import write_index
 from petsim.dataset import Job, Request, make_subject
@@ -129,9 +129,7 @@ def compare(rows: list[dict[str, Any]], drfs: tuple[float, ...], rivals: list[st
         if len(difference) >= FEWEST_PATIENTS:
             line["p"] = paired_wilcoxon([own[s] for s in base], [base[s] for s in base])
         found.append(line)
-    tested = [line for line in found if "p" in line]
-    for line, p in zip(tested, holm([line["p"] for line in tested]) if tested else [], strict=True):
-        line["p"] = float(p)
+    correct_lines(found, "p")
     return found
 
 

@@ -1,7 +1,5 @@
 """The `denoise` command. Only what parsing needs is imported here; the rest when a command runs."""
 
-import json
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,7 +8,6 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 import denoise
 from data_recipes.errors import DataError, UsageError
 from petsim import command_line
-from petsim.command_line import fail
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -135,24 +132,7 @@ Command = Annotated[
 
 def main() -> None:
     """Entry point: parse, run, and turn errors into one line and an exit status."""
-    try:
-        command = parse(sys.argv[1:])
-        result = _run(command)
-        if command.json:
-            print(json.dumps(result))
-    except UsageError as error:
-        fail("denoise", error, 2)
-    except DataError as error:
-        fail("denoise", error, 1)
-    except ModuleNotFoundError as error:
-        fail("denoise", DataError(f"{error.name} is not installed; run pip install 'petsim[train]'"), 1)
-    except KeyboardInterrupt:
-        print("denoise: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
-    except MemoryError:
-        fail("denoise", DataError("memory ran out; lower --batch or --patch"), 1)
+    command_line.run("denoise", parse, _run, "run the same command again to go on", "lower --batch or --patch")
 
 
 def parse(argv: list[str]) -> Any:
@@ -161,30 +141,34 @@ def parse(argv: list[str]) -> Any:
 
 
 def _run(command: Any) -> dict[str, Any]:
-    if isinstance(command, Train):
-        return _train(command)
-    return _apply(command) if isinstance(command, Apply) else _evaluate(command)
+    try:
+        if isinstance(command, Train):
+            return _train(command)
+        return _apply(command) if isinstance(command, Apply) else _evaluate(command)
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error.name} is not installed; run pip install 'petsim[train]'") from None
 
 
 def _train(command: Train) -> dict[str, Any]:
     from dataclasses import fields
     from pathlib import Path
 
-    from denoise.train import TrainSettings, train
+    from denoise.train import TrainSettings, train, trained_doses
     from petsim.progress import progress_bar
 
     settings = TrainSettings(**{
         f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}
     })  # fmt: skip
-    networks = max(1, len(settings.drf)) if settings.method == "dose-specific" else 1
-    with progress_bar(networks) as report:
+    each = settings.method == "dose-specific"
+    data = Path(command.data)
+    with progress_bar(len(trained_doses(data, settings)) if each else 1) as report:
 
         def progress(steps: int, error: float) -> None:
             done = steps / settings.max_steps
             report(command.method, f"step {steps}, error {error:.3g}", done)
 
-        result = train(Path(command.data), Path(command.out), settings, command.device, progress)
-    for name, one in result.items() if networks > 1 or settings.method == "dose-specific" else [(command.method, result)]:
+        result = train(data, Path(command.out), settings, command.device, progress)
+    for name, one in result.items() if each else [(command.method, result)]:
         print(f"{name}: {one['steps']} steps, validation error {one['validation_error']:.4g}")
     return result
 

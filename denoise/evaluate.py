@@ -1,5 +1,6 @@
 """Figures of merit of trained runs and of simple filters on a dataset's subjects."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from denoise.metrics import (
 )
 from denoise.noise_level import body_mask
 from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
-from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, holm, paired_wilcoxon
+from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
 from petsim.cache.store import SubjectFile, read_index
 from petsim.noise import coefficient_of_variation, liver_sphere
 
@@ -116,14 +117,16 @@ def evaluate(
     if not entries:
         raise DataError(f"{data.name}: no subject in the split '{split}'")
     tuned = _tune(data, split)
+    methods = _methods(denoisers, tuned)
     rows, organs, pictures = [], [], {}
     for k, entry in enumerate(entries):
         progress(entry["name"], k / len(entries))
         ladder = _read(data / entry["file"])
         with SubjectFile(data / entry["file"]) as f:
             labels = f.array("truth/labels")
-            label_names = {} if labels is None else f.dataset("truth/labels").attrs["names"]
-        some, more, drawn = _subject(ladder, labels, label_names, _methods(denoisers, tuned))
+            text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
+        names = {int(label): name for label, name in json.loads(text).items()}
+        some, more, drawn = _subject(ladder, labels, names, methods)
         rows += some
         organs += more
         pictures = pictures or drawn
@@ -196,12 +199,9 @@ def _tune(data: Path, split: str) -> dict[str, dict[str, float]]:
 
 
 def _subject(
-    ladder: Ladder, labels: np.ndarray | None, label_names: Any, methods: dict[str, Estimate]
+    ladder: Ladder, labels: np.ndarray | None, names: dict[int, str], methods: dict[str, Estimate]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
-    import json
-
     clean, body = ladder.target, body_mask(ladder.target)
-    names = {int(k): v for k, v in json.loads(label_names).items()} if label_names else {}
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
     clean_is_full = np.array_equal(clean, ladder.image(0))
     realizations = ladder.stored.shape[1]
@@ -213,10 +213,15 @@ def _subject(
     grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
     liver = next((k for k, v in names.items() if v == "liver"), None)
     box = None if labels is None or liver is None else liver_sphere(labels, liver, grid)
+    organ_names = {label: name for label, name in names.items() if label < FIRST_LESION}
+    true_organ_means = {} if labels is None else organ_means(clean, labels, organ_names)
+    true_suv_max = {} if lesions is None else suv_max(clean, lesions)
     rows, organs, pictures = [], [], {}
     for dose, drf in enumerate(ladder.drfs):
+        against_full = _mse(ladder.image(dose), full, body)
         for name, make in methods.items():
-            image = make(ladder, dose, 0)
+            several = [make(ladder, dose, r) for r in range(realizations)]
+            image = several[0]
             row: dict[str, Any] = {"subject": ladder.name, "scanner": ladder.scanner, "drf": drf, "method": name}
             row["reference"] = "full dose" if clean_is_full else "noise-free"
             row["psnr_db"] = psnr_db(image, clean, PEAK_SUV, body)
@@ -226,12 +231,11 @@ def _subject(
             row["nmae"], row["nrmse"] = nmae(image, clean, body), nrmse(image, clean, body)
             ratio = drf if clean_is_full else variances[dose] / variances[0]
             if drf > 1 and ratio > 1:
-                row["gain_db"] = 10 * math.log10(_mse(ladder.image(dose), full, body) / _mse(image, full, body))
+                row["gain_db"] = 10 * math.log10(against_full / _mse(image, full, body))
                 row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
             row["equivalent_counts"] = _equivalent(ladder.drfs, plain, _mse(image, clean, body))
             if independent:
-                several = np.stack([make(ladder, dose, r) for r in range(realizations)])
-                row["squared_bias"], row["variance"] = bias_and_variance(several, clean, body)
+                row["squared_bias"], row["variance"] = bias_and_variance(np.stack(several), clean, body)
             row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
             if box is not None:
                 row["liver_cov"] = coefficient_of_variation(image, box, grid)
@@ -242,22 +246,16 @@ def _subject(
                     c for c in contrast_recovery(image, clean, lesions, ladder.spacing_mm).values() if np.isfinite(c)
                 ]
                 row["lesion_contrast"] = float(np.mean(contrast)) if contrast else math.nan
-                largest, true = suv_max(image, lesions), suv_max(clean, lesions)
-                row["lesion_suv_max"] = float(np.mean([largest[k] / true[k] for k in true]))
+                largest = suv_max(image, lesions)
+                row["lesion_suv_max"] = float(np.mean([largest[k] / true for k, true in true_suv_max.items()]))
                 row["missed_lesions"] = len(missed_lesions(image, clean, lesions, ladder.spacing_mm))
             rows.append(row)
             if labels is not None:
-                here, there = organ_means(image, labels, names), organ_means(clean, labels, names)
+                own = organ_means(image, labels, organ_names)
                 organs += [
-                    {
-                        "subject": ladder.name,
-                        "drf": drf,
-                        "method": name,
-                        "organ": organ,
-                        "suv_mean_ratio": here[organ] / mean,
-                    }
-                    for organ, mean in there.items()
-                    if mean > 0 and not organ.startswith("lesion")
+                    {"subject": ladder.name, "drf": drf, "method": name, "organ": organ, "suv_mean_ratio": own[organ] / mean}
+                    for organ, mean in true_organ_means.items()
+                    if mean > 0
                 ]
             if dose == len(ladder.drfs) - 1:
                 pictures[name] = image[:, ladder.shape[1] // 2]
@@ -311,7 +309,5 @@ def summarize(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
         if method not in ("gaussian", "identity") and len(mine) >= FEWEST_PATIENTS:
             line["p_against_gaussian"] = paired_wilcoxon([mine[s]["nrmse"] for s in mine], [plain[s] for s in mine])
         out.append(line)
-    tested = [line for line in out if "p_against_gaussian" in line]
-    for line, p in zip(tested, holm([line["p_against_gaussian"] for line in tested]) if tested else [], strict=True):
-        line["p_against_gaussian"] = float(p)
+    correct_lines(out, "p_against_gaussian")
     return out

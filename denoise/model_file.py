@@ -128,7 +128,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, "pt") as f:
             header = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (f cannot be iterated)
     except (SafetensorError, OSError, ValueError):
         raise DataError(f"{path.name}: not a readable safetensors file; train again or fetch the file anew") from None
     if header.get("format") != FORMAT:

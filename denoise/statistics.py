@@ -1,6 +1,7 @@
 """Uncertainty and tests over patients, who are the independent units."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -94,3 +95,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1)
     return adjusted
+
+
+def correct_lines(lines: list[dict[str, Any]], key: str) -> None:
+    """Put Holm's adjusted p-values in the place of those that lines hold under `key`; other lines stay."""
+    tested = [line for line in lines if key in line]
+    if tested:
+        for line, p in zip(tested, holm([line[key] for line in tested]).tolist(), strict=True):
+            line[key] = p

@@ -198,7 +198,7 @@ def train(
         Data or settings that do not fit, or a run of other settings in the folder.
     """
     ladders = {split: read_split(data, split, settings.target) for split in ("train", "val")}
-    drfs = settings.drf or tuple(d for d in ladders["train"][0].drfs if d > 1)
+    drfs = trained_doses(data, settings)
     index = read_index(data)
     digest = sha256_of([index["configuration_sha256"], [[s["name"], s["sha256"], s["split"]] for s in index["subjects"]]])
     with _place(device) as place:
@@ -214,6 +214,11 @@ def train(
                 ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,)), digest, place, part
             )
         return results
+
+
+def trained_doses(data: Path, settings: TrainSettings) -> tuple[float, ...]:
+    """Doses of the inputs: those of the settings, else all of the dataset below full dose."""
+    return settings.drf or tuple(d for d in read_index(data)["subjects"][0]["drf"] if d > 1)
 
 
 def _train_one(
@@ -284,16 +289,14 @@ def _train_one(
                 continue
             with torch.inference_mode():
                 watched = float(np.mean([error_of(averaged, b).item() for b in validation]))
-            waited = 0 if watched < best else waited + 1
+            better = watched < best
+            best, waited = (watched, 0) if better else (best, waited + 1)
             if place.is_first:
                 log(done, error.item(), watched)
                 finished = replace(card, steps=done)
-                if watched < best:
-                    save_model(run / "best.safetensors", averaged, finished)
-                save_model(run / "last.safetensors", averaged, finished)
-                best = min(best, watched)
+                for name in ("best", "last") if better else ("last",):
+                    save_model(run / f"{name}.safetensors", averaged, finished)
                 _save_state(run, network, averaged, optimizer, done, best, waited)
-            best = min(best, watched)
     return {
         "run": run.name,
         "steps": done,
@@ -353,7 +356,7 @@ def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) ->
         return None
     try:
         return torch.load(state, map_location=place.device, weights_only=True)
-    except Exception:
+    except Exception:  # torch passes on whatever its reader meets in a damaged file
         raise DataError(f"{run.name}/state.pt: damaged; remove that file to begin this run anew") from None
 
 

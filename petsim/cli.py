@@ -1,6 +1,5 @@
 """The `petsim` command. Only what parsing needs is imported here; the rest when a command runs."""
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -8,9 +7,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 import petsim
-from data_recipes.errors import DataError, UsageError
+from data_recipes.errors import UsageError
 from petsim import command_line
-from petsim.command_line import fail
 from petsim.settings import (
     DRF_SETS,
     PRESETS,
@@ -201,22 +199,10 @@ Command = Annotated[
 
 def main() -> None:
     """Entry point: parse, run, and turn errors into one line and an exit status."""
-    try:
-        command = parse(sys.argv[1:])
-        result = _run(command)
-        if command.json:
-            print(json.dumps(result))
-    except UsageError as error:
-        fail("petsim", error, 2)
-    except DataError as error:
-        fail("petsim", error, 1)
-    except KeyboardInterrupt:
-        print("petsim: interrupted; run the same command again to complete the dataset", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
-    except MemoryError:
-        fail("petsim", DataError("memory ran out; lower --memory-gb, use --preset fast or fewer --workers"), 1)
+    command, result = command_line.run(
+        "petsim", parse, _run, "run the same command again to complete the dataset",
+        "lower --memory-gb, use --preset fast or fewer --workers",
+    )  # fmt: skip
     if isinstance(command, Verify) and result["problems"]:
         sys.exit(1)
 

@@ -2,18 +2,59 @@
 
 import contextlib
 import io
+import json
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import tyro
 
-from data_recipes.errors import UsageError
+from data_recipes.errors import DataError, UsageError
 
 
 def fail(prog: str, error: Exception, status: int) -> NoReturn:
     """Print an error in one line and exit."""
     print(f"{prog}: " + " ".join(str(error).split()), file=sys.stderr)
     sys.exit(status)
+
+
+def run(
+    prog: str, parse: Callable[[list[str]], Any], work: Callable[[Any], dict[str, Any]], interrupted: str, out_of_memory: str
+) -> tuple[Any, dict[str, Any]]:
+    """Parse the command line and do the work, with errors turned into one line and an exit status.
+
+    Parameters
+    ----------
+    prog : str
+    parse : callable
+        Arguments -> command, which has a field `json`.
+    work : callable
+        Command -> result, JSON types.
+    interrupted, out_of_memory : str
+        What to do then.
+
+    Returns
+    -------
+    tuple
+        Command and result.
+    """
+    try:
+        command = parse(sys.argv[1:])
+        result = work(command)
+        if command.json:
+            print(json.dumps(result))
+    except UsageError as error:
+        fail(prog, error, 2)
+    except DataError as error:
+        fail(prog, error, 1)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; {interrupted}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        fail(prog, DataError(f"memory ran out; {out_of_memory}"), 1)
+    return command, result
 
 
 def parse(command: Any, prog: str, description: str | None, argv: list[str]) -> Any:
