@@ -6,12 +6,12 @@ A generated patient of 81 kg, the liver at the scanner's center, at the protocol
 DRF 1, with post-filters from the preset's 4 mm down to none.
 """
 
-from benchmarks.common import emit
+from benchmarks.common import emit, liver_middle_mm
 from data_recipes.phantoms.whole_body import whole_body
 from petsim.geometry.scanner import load_scanner
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import noise_region, simulate_plan
+from petsim.simulation import simulate_plan
 
 SCANNERS = ("biograph_vision_600", "biograph_mct", "discovery_mi_4ring")
 PATIENT = 4
@@ -25,9 +25,7 @@ def main() -> None:
         scanner = load_scanner(name)
         subject = whole_body(PATIENT, mbq_per_kg=scanner.given("protocol_mbq_per_kg"),
                              uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
-        box, _ = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
-        assert box is not None
-        middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+        middle = liver_middle_mm(subject)
         noise = {}
         for filter_mm in FILTERS_MM:
             settings = SimulationSettings(scanner=name, preset="standard", drf=(), center_mm=middle, filter_mm=filter_mm)

@@ -7,6 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from data_recipes.subject import Subject
+from petsim.simulation import noise_region
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores and versions; no name of the machine."""
@@ -26,3 +29,10 @@ def emit(name: str, result: dict[str, Any]) -> None:
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(line, indent=1) + "\n")
+
+
+def liver_middle_mm(subject: Subject) -> float:
+    """Axial middle of the region in the liver where noise is measured, in the subject's coordinates."""
+    box, _ = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
+    assert box is not None
+    return float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])

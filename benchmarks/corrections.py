@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.common import emit
+from benchmarks.common import emit, liver_middle_mm
 from data_recipes.phantoms.whole_body import whole_body
 from petsim.corrections import Estimator, oracle
 from petsim.counts import draw_thinned
@@ -21,7 +21,7 @@ from petsim.physics.randoms import DelayedWindow
 from petsim.plan import plan_subject
 from petsim.reconstruct import Reconstructor
 from petsim.settings import SimulationSettings
-from petsim.simulation import build_model, noise_region, simulate_plan
+from petsim.simulation import build_model, simulate_plan
 
 DRFS = (1.0, 20.0, 100.0)
 
@@ -30,9 +30,7 @@ def main() -> None:
     """Measure and print the JSON line."""
     realizations = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     subject = whole_body(3)
-    box, _ = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
-    assert box is not None
-    middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+    middle = liver_middle_mm(subject)
     settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=DRFS[1:], center_mm=middle)
     plan = plan_subject(subject, settings)
     model = build_model(plan, settings)

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import emit
+from benchmarks.common import emit, liver_middle_mm
 from data_recipes.phantoms.whole_body import whole_body
 from denoise.evaluate import evaluate
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
@@ -39,7 +39,6 @@ from petsim.dataset import Job, Request, make_subject
 from petsim.geometry.scanner import load_scanner
 from petsim.memory import keep_freed_memory
 from petsim.settings import SimulationSettings
-from petsim.simulation import noise_region
 
 TRAINED = (4.0, 20.0, 100.0)
 DOSES = (2.0, 4.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -96,9 +95,7 @@ def make_patients(folder: Path, size: Size, seeds: range, device: str) -> Path:
             continue
         patient = whole_body(seed, mbq_per_kg=scanner.given("protocol_mbq_per_kg"),
                              uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
-        box, _ = noise_region(patient.activity_bqml, patient.labels, patient.label_names, patient.grid)
-        assert box is not None
-        middle = float(patient.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
+        middle = liver_middle_mm(patient)
         settings = SimulationSettings(
             scanner=size.scanner, preset="fast", drf=DOSES, realizations=2, duration_s=size.duration_s, center_mm=middle,
             backend="cuda" if device == "cuda" else "numba",

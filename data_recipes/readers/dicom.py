@@ -1,5 +1,6 @@
 """PET DICOM series as subjects."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
 
 def _subject(series: Series, stated: Stated) -> Subject:
     first = series.slices[0]
-    _check_complete(series)
+    check_complete(series.slices)
     check_image(first)
     info = injected_item(first)
     iso = find_isotope(first, info)
@@ -126,13 +127,12 @@ def _subject(series: Series, stated: Stated) -> Subject:
     return make_subject(values, series.grid, injection, stated, sha256, provenance, first.file)
 
 
-def _check_complete(series: Series) -> None:
-    first = series.slices[0]
+def check_complete(slices: Sequence[Slice]) -> None:
+    """Refuse a series that says it has more slices (`DataError`)."""
+    first = slices[0]
     told = number(first, "NumberOfSlices")
-    if told is not None and len(series.slices) < told:
-        raise DataError(
-            f"{first.file}: NumberOfSlices is {told:g} but {len(series.slices)} were found; copy the whole series"
-        )
+    if told is not None and len(slices) < told:
+        raise DataError(f"{first.file}: NumberOfSlices is {told:g} but {len(slices)} were found; copy the whole series")
 
 
 def check_image(first: Slice) -> None:

@@ -135,6 +135,22 @@ def load_volume(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
     DataError
         For a missing or damaged file, 2D or 4D, oblique axes, or voxel sizes not in mm.
     """
+    image, data, affine = open_nifti(path)
+    notes = []
+    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
+        notes.append("the NIfTI header states no orientation (sform and qform codes are 0)")
+    values, grid = to_canonical(data, affine, path.name)
+    return values, grid, notes
+
+
+def open_nifti(path: Path) -> tuple[nib.Nifti1Image, np.ndarray, np.ndarray]:
+    """Image, data (x, y, z) as stored, and affine of a NIfTI file with one volume in mm.
+
+    Raises
+    ------
+    DataError
+        As of `load_volume`, but oblique axes are left to the caller.
+    """
     image_stem(path)
     try:
         image = nib.Nifti1Image.from_filename(path)
@@ -155,10 +171,6 @@ def load_volume(path: Path) -> tuple[np.ndarray, Grid, list[str]]:
     unit = image.header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise DataError(f"{path.name}: voxel sizes are in {unit} (xyzt_units), not mm; repair the header")
-    notes = []
-    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        notes.append("the NIfTI header states no orientation (sform and qform codes are 0)")
     if image.affine is None:
         raise DataError(f"{path.name}: no affine; write the image with a valid orientation")
-    values, grid = to_canonical(data, image.affine, path.name)
-    return values, grid, notes
+    return image, data, image.affine

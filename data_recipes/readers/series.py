@@ -103,8 +103,6 @@ def read_series(folder: Path, modality: str) -> Series:
         that cannot be decoded.
     """
     found, others = find_slices(folder)
-    if not found:
-        raise DataError(f"{folder.name}: no DICOM file in this folder; give the folder that holds the slices")
     check_kind(found, modality)
     slices, positions, normal = sort_slices(found)
     stack = stack_slices(slices)
@@ -125,7 +123,7 @@ def read_series(folder: Path, modality: str) -> Series:
 
 
 def find_slices(folder: Path) -> tuple[list[Slice], int]:
-    """DICOM images of a folder in the order of their file names, and the number of other files."""
+    """DICOM images of a folder by file name, at least one (`DataError`), and the number of other files."""
     found: list[Slice] = []
     others = 0
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -140,6 +138,8 @@ def find_slices(folder: Path) -> tuple[list[Slice], int]:
             others += 1
             continue
         found.append(Slice(path.name, tags))
+    if not found:
+        raise DataError(f"{folder.name}: no DICOM file in this folder; give the folder that holds the slices")
     return found, others
 
 

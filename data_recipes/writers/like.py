@@ -3,24 +3,20 @@
 import gzip
 import os
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extensions, Nifti1Header, Nifti1Image
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from pydicom.config import disable_value_validation
 
 from data_recipes.errors import DataError
-from data_recipes.readers.dicom import check_image
-from data_recipes.readers.nifti import ENDINGS, image_stem
-from data_recipes.readers.series import Slice, check_kind, find_slices, number, slice_affine, sort_slices, stack_slices, text
+from data_recipes.readers.dicom import check_complete, check_image
+from data_recipes.readers.nifti import ENDINGS, image_stem, open_nifti
+from data_recipes.readers.series import Slice, check_kind, find_slices, slice_affine, sort_slices, stack_slices, text
 from data_recipes.readers.sidecar import find_sidecar, read_sidecar
 from data_recipes.writers.derived import FILE_PATTERN, strip_source, write_derived
 
@@ -158,41 +154,24 @@ def write_like(volume: Volume, values: np.ndarray, out: str | Path, *, series_de
 
 def _read_nifti(path: Path) -> Volume:
     stem = image_stem(path)
-    try:
-        image = Nifti1Image.from_filename(path)
-        data = np.asarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path.name}: damaged or no NIfTI file; copy it again") from error
-    if data.ndim < 3 or min(data.shape[:3]) < 2 or any(n != 1 for n in data.shape[3:]):
-        raise DataError(f"{path.name}: shape {data.shape} is not one 3D volume; give one volume or frame")
-    if data.dtype.kind not in "iuf":
-        raise DataError(f"{path.name}: voxels are not real numbers ({data.dtype}); give a gray-scale image")
-    spacing_unit = image.header.get_xyzt_units()[0]
-    if spacing_unit not in ("mm", "unknown"):
-        raise DataError(f"{path.name}: voxel sizes are in {spacing_unit} (xyzt_units), not mm; repair the header")
-    if image.affine is None:
-        raise DataError(f"{path.name}: no affine; write the image with a valid orientation")
+    image, data, affine = open_nifti(path)
     beside = find_sidecar(path, stem)
     unit = "unknown"
     if beside is not None:
         said = read_sidecar(beside, path, stem)
         unit = "kbqml" if said.scale == 1e3 else said.units or "unknown"
     with np.errstate(over="ignore"):
-        values = data.reshape(data.shape[:3]).astype(np.float32)
-    return Volume(path, values, image.affine, unit, image.header.copy())
+        values = data.astype(np.float32)
+    return Volume(path, values, affine, unit, image.header.copy())
 
 
 def _read_dicom(folder: Path) -> Volume:
     found, _ = find_slices(folder)
-    if not found:
-        raise DataError(f"{folder.name}: no DICOM file in this folder; give the folder that holds the slices")
     check_kind(found, "PT")
     slices, positions, normal = sort_slices(found)
     first = slices[0]
     check_image(first)
-    told = number(first, "NumberOfSlices")
-    if told is not None and len(slices) < told:
-        raise DataError(f"{first.file}: NumberOfSlices is {told:g} but {len(slices)} were found; copy the whole series")
+    check_complete(slices)
     values = stack_slices(slices)
     affine = slice_affine(first, normal, float(positions[-1] - positions[0]) / (len(positions) - 1))
     unit = {"BQML": "bqml", "GML": "suv"}.get(text(first, "Units"), "unknown")
