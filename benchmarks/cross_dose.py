@@ -31,10 +31,10 @@ import numpy as np
 
 from benchmarks.common import emit, liver_middle_mm
 from data_recipes.phantoms.whole_body import whole_body
-from denoise.evaluate import evaluate
+from denoise.evaluate import Estimate, all_methods, evaluate_subject, summarize, tune_filters
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
 from denoise.train import TrainSettings, train
-from petsim.cache.store import write_index
+from petsim.cache.store import whole_or_nothing, write_index
 from petsim.dataset import Job, Request, make_subject
 from petsim.geometry.scanner import load_scanner
 from petsim.memory import keep_freed_memory
@@ -107,6 +107,17 @@ def make_patients(folder: Path, size: Size, seeds: range, device: str) -> Path:
     return folder
 
 
+def patient_rows(path: Path, folder: Path, methods: dict[str, Estimate]) -> list[dict[str, Any]]:
+    """Figures of a test patient, kept in a file from which an interrupted evaluation goes on."""
+    kept = folder / f"{path.stem}.json"
+    if not kept.exists():
+        folder.mkdir(exist_ok=True)
+        with whole_or_nothing(kept) as temporary:
+            temporary.write_text(json.dumps(evaluate_subject(path, methods).rows))
+        print(f"evaluated {path.stem}", file=sys.stderr, flush=True)
+    return json.loads(kept.read_text())
+
+
 def compare(rows: list[dict[str, Any]], drfs: tuple[float, ...], rivals: list[str], against: str) -> list[dict[str, Any]]:
     """Paired differences of the mean gain over some doses."""
 
@@ -152,7 +163,10 @@ def main() -> None:
     for run, drf in zip(single, TRAINED, strict=True):
         if not run.exists():
             run.symlink_to((folder / "runs" / "dose-specific" / f"drf-{drf:g}").resolve(), target_is_directory=True)
-    result = evaluate([*runs, *single], test, "all", args.device)
+    # Test patients take no part in any choice, that of the filters' strengths included.
+    tuned = tune_filters(training, "test")
+    methods = all_methods([*runs, *single], tuned, args.device)
+    rows = [row for path in sorted(test.glob("*.h5")) for row in patient_rows(path, folder / "rows", methods)]
     rivals = [name for name in contestants(size.settings) if name != "direct"]
     keep = ("drf", "method", "subjects", "gain_db", "gain_db_low", "gain_db_high", "fraction_of_ceiling",
             "fraction_of_ceiling_low", "fraction_of_ceiling_high", "equivalent_counts", "nrmse", "squared_bias", "variance",
@@ -160,11 +174,11 @@ def main() -> None:
     found = {
         "size": args.size, "scanner": size.scanner, "duration_s": size.duration_s, "test_patients": size.test,
         "trained_on": TRAINED, "steps": size.settings.max_steps, "channels": size.settings.channels,
-        "primary": compare(result.rows, TRAINED, rivals, "direct"),
-        "unseen_inside": compare(result.rows, (10.0, 50.0), rivals, "direct"),
-        "unseen_outside": compare(result.rows, (2.0, 200.0), rivals, "direct"),
-        "summary": [{k: line[k] for k in keep if k in line} for line in result.summary],
-        "tuned": result.tuned,
+        "primary": compare(rows, TRAINED, rivals, "direct"),
+        "unseen_inside": compare(rows, (10.0, 50.0), rivals, "direct"),
+        "unseen_outside": compare(rows, (2.0, 200.0), rivals, "direct"),
+        "summary": [{k: line[k] for k in keep if k in line} for line in summarize(rows, 0)],
+        "tuned": tuned,
     }  # fmt: skip
     if args.size == "smoke":
         print(json.dumps(found))

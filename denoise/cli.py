@@ -141,6 +141,9 @@ def parse(argv: list[str]) -> Any:
 
 
 def _run(command: Any) -> dict[str, Any]:
+    from petsim.memory import keep_freed_memory
+
+    keep_freed_memory()
     try:
         if isinstance(command, Train):
             return _train(command)

@@ -9,14 +9,17 @@ import torch
 
 from data_recipes.errors import DataError, UsageError
 from denoise.model_file import ModelCard, load_model
-from denoise.networks.unet import UNet
+from denoise.networks.unet import UNet, UNetShape
 from denoise.noise_level import noise_level
 
-WINDOW = 64
-"""Edge of a three-dimensional window in voxels."""
+EDGES = (512, 256, 128, 96, 64)
+"""Edges that a window may have, in voxels: large ones compute little twice."""
 
-OVERLAP = 0.5
-"""Part of a window that it shares with the next one."""
+WINDOW_BYTES = 2**31
+"""A window's features take no more memory, unless it is of the smallest edge; the same on every device, as results are."""
+
+OVERLAP = 32
+"""Voxels that a window shares with the next one; a U-Net of three levels sees 20 voxels far."""
 
 FEATURES = 12
 """Memory that a network takes: so many times its first level's channels for every voxel of a window."""
@@ -161,8 +164,9 @@ def _warnings(card: ModelCard, relative: float, spacing_mm: tuple[float, float, 
 def _in_windows(network: UNet, card: ModelCard, image: np.ndarray, condition: float, sd: float) -> np.ndarray:
     """Estimate of a volume from overlapping windows, weighted towards their middles, float32 SUV."""
     shape, device = card.shape, next(network.parameters()).device
+    edge = _window_edge(shape)
     window = tuple(
-        min(WINDOW if shape.depth > 1 or axis < 2 else 1, -(-n // m) * m)
+        min(edge // m * m if shape.depth > 1 or axis < 2 else 1, -(-n // m) * m)
         for axis, (n, m) in enumerate(zip(image.shape, shape.multiple, strict=True))
     )
     padding = [(0, max(0, w - n)) for w, n in zip(window, image.shape, strict=True)]
@@ -176,7 +180,7 @@ def _in_windows(network: UNet, card: ModelCard, image: np.ndarray, condition: fl
         weight *= ramp.reshape([-1 if a == axis else 1 for a in range(3)])
     total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
     places = list(itertools.product(*starts))
-    at_once = _windows_at_once(shape.channels[0], window, device)
+    at_once = _windows_at_once(shape, window, device)
     for first in range(0, len(places), at_once):
         corners = places[first : first + at_once]
         low = np.stack([
@@ -197,17 +201,26 @@ def _in_windows(network: UNet, card: ModelCard, image: np.ndarray, condition: fl
 
 
 def _starts(length: int, window: int) -> list[int]:
-    """First voxels of evenly spread windows that share at least `OVERLAP` with the next."""
+    """First voxels of evenly spread windows that share at least `OVERLAP` voxels with the next."""
     if length == window:
         return [0]
     if window == 1:
         return list(range(length))
-    count = int(np.ceil((length - window) / (window * (1 - OVERLAP)))) + 1
+    count = int(np.ceil((length - window) / (window - OVERLAP))) + 1
     return np.round(np.linspace(0, length - window, count)).astype(int).tolist()
 
 
-def _windows_at_once(channels: int, window: tuple[int, ...], device: torch.device) -> int:
+def _window_edge(shape: UNetShape) -> int:
+    voxels = WINDOW_BYTES // _bytes_a_voxel(shape)
+    return next((edge for edge in EDGES if edge ** (3 if shape.depth > 1 else 2) <= voxels), EDGES[-1])
+
+
+def _bytes_a_voxel(shape: UNetShape) -> int:
+    return 4 * shape.channels[0] * FEATURES
+
+
+def _windows_at_once(shape: UNetShape, window: tuple[int, ...], device: torch.device) -> int:
     """Windows that fit the device's free memory, at most 16; on a CPU few, since they gain nothing."""
-    needed = 4 * channels * FEATURES * int(np.prod(window))
+    needed = _bytes_a_voxel(shape) * int(np.prod(window))
     free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 1e9
     return int(max(1, min(16, free // needed)))

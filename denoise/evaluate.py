@@ -39,8 +39,8 @@ FIRST_LESION = 100
 FALSE_ABOVE_SUV, FALSE_ML = 1.0, 0.5
 """A region that exceeds the noise-free image by so many SUV over so many mL is a false hot blob."""
 
-FWHM_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0)
-NLM_STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+FWHM_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 26.0, 32.0)
+NLM_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TUNED_ON = 2
 """Filters are tuned on at most so many validation subjects, for each dose apart."""
 
@@ -83,6 +83,17 @@ class Evaluation:
     slice_mm: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class SubjectEvaluation:
+    """Figures of one subject; fields as of `Evaluation`."""
+
+    rows: list[dict[str, Any]]
+    organs: list[dict[str, Any]]
+    target_kind: str
+    pictures: dict[str, np.ndarray]
+    slice_mm: tuple[float, float]
+
+
 def evaluate(
     runs: Sequence[Path],
     data: Path,
@@ -109,30 +120,19 @@ def evaluate(
     ------
     DataError, UsageError
     """
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise UsageError("two runs have one name; rename one of their folders")
-    denoisers = {run.name: Denoiser.load(run, device) for run in runs}
     entries = [s for s in read_index(data)["subjects"] if split in (s["split"], "all")]
     if not entries:
         raise DataError(f"{data.name}: no subject in the split '{split}'")
-    tuned = _tune(data, split)
-    methods = _methods(denoisers, tuned)
-    rows, organs, pictures = [], [], {}
+    tuned = tune_filters(data, split)
+    methods = all_methods(runs, tuned, device)
+    found = []
     for k, entry in enumerate(entries):
         progress(entry["name"], k / len(entries))
-        ladder = _read(data / entry["file"])
-        with SubjectFile(data / entry["file"]) as f:
-            labels = f.array("truth/labels")
-            text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
-        names = {int(label): name for label, name in json.loads(text).items()}
-        some, more, drawn = _subject(ladder, labels, names, methods)
-        rows += some
-        organs += more
-        pictures = pictures or drawn
-    kind = "independent" if len(ladder.levels[0]) > 1 else "nested"
-    across, _, along = ladder.spacing_mm
-    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, kind, pictures, (across, along))
+        one = evaluate_subject(data / entry["file"], methods)
+        found.append(one if not found else replace(one, pictures={}))
+    rows, organs = [row for one in found for row in one.rows], [row for one in found for row in one.organs]
+    first = found[0]
+    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, first.target_kind, first.pictures, first.slice_mm)
 
 
 def _read(path: Path) -> Ladder:
@@ -143,7 +143,18 @@ def _read(path: Path) -> Ladder:
     return replace(ladder, target=ladder.target[0])
 
 
-def _methods(denoisers: dict[str, Denoiser], tuned: dict[str, dict[str, float]]) -> dict[str, Estimate]:
+def all_methods(runs: Sequence[Path], tuned: dict[str, dict[str, float]], device: str) -> dict[str, Estimate]:
+    """The identity, filters with what they were tuned to, and runs, by name.
+
+    Raises
+    ------
+    DataError, UsageError
+        For a run that cannot be read, or two of one name.
+    """
+    if len({run.name for run in runs}) < len(runs):
+        raise UsageError("two runs have one name; rename one of their folders")
+    denoisers = {run.name: Denoiser.load(run, device) for run in runs}
+
     def gaussian(ladder: Ladder, dose: int, realization: int) -> np.ndarray:
         fwhm = tuned["gaussian"][f"{ladder.drfs[dose]:g}"]
         return gaussian_baseline(ladder.image(dose, realization), fwhm, ladder.spacing_mm)
@@ -173,8 +184,11 @@ def _non_local_means(ladder: Ladder, dose: int, realization: int, strength: floa
     return non_local_means(ladder.image(dose, realization), ladder.levels[dose][realization].sd, strength, 1, 3)
 
 
-def _tune(data: Path, split: str) -> dict[str, dict[str, float]]:
-    """Width and strength of least mean squared error to the noise-free image on validation subjects, by DRF."""
+def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
+    """Width and strength of least mean squared error to the noise-free image on validation subjects, by DRF.
+
+    Where no subject is for validation, or those are what is evaluated (`split`), on training subjects.
+    """
     splits = {s["split"] for s in read_index(data)["subjects"]}
     where = "val" if "val" in splits and split != "val" else "train"
     chosen = where if where in splits else split
@@ -198,9 +212,19 @@ def _tune(data: Path, split: str) -> dict[str, dict[str, float]]:
     return tuned
 
 
-def _subject(
-    ladder: Ladder, labels: np.ndarray | None, names: dict[int, str], methods: dict[str, Estimate]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
+def evaluate_subject(path: Path, methods: dict[str, Estimate]) -> SubjectEvaluation:
+    """Figures of one subject of a dataset, at all its doses, with all methods.
+
+    Raises
+    ------
+    DataError
+        A file that cannot be read.
+    """
+    ladder = _read(path)
+    with SubjectFile(path) as f:
+        labels = f.array("truth/labels")
+        text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
+    names = {int(label): name for label, name in json.loads(text).items()}
     clean, body = ladder.target, body_mask(ladder.target)
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
     clean_is_full = np.array_equal(clean, ladder.image(0))
@@ -260,7 +284,8 @@ def _subject(
             if dose == len(ladder.drfs) - 1:
                 pictures[name] = image[:, ladder.shape[1] // 2]
     pictures["noise-free"] = clean[:, ladder.shape[1] // 2]
-    return rows, organs, pictures
+    across, _, along = ladder.spacing_mm
+    return SubjectEvaluation(rows, organs, "independent" if independent else "nested", pictures, (across, along))
 
 
 def _mse(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from data_recipes.errors import DataError
 from denoise.data import Condition, Target
 from denoise.methods import Method
-from denoise.networks.unet import UNet, UNetShape
+from denoise.networks.unet import UNet, UNetShape, placed
 from denoise.scaling import Scaling
 from petsim.cache.store import whole_or_nothing
 
@@ -110,7 +110,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[UNet, ModelCard]:
         own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         network.load_state_dict(own, assign=True)
         low, condition, sd, wanted = (tensors[name] for name in _CHECKS)
-        network = network.to(device).eval()
+        network = placed(network, device).eval()
         with torch.inference_mode():
             got = card.method.estimate(network, card.scaling, *(t.to(device) for t in (low, condition, sd))).cpu()
         same = bool(torch.isfinite(got).all()) and got.shape == wanted.shape

@@ -24,7 +24,7 @@ from data_recipes.errors import DataError, UsageError
 from denoise.data import Batch, Condition, Ladder, Patches, Target, read_split
 from denoise.methods import Loss, Method, MethodName, Variant
 from denoise.model_file import ModelCard, save_model
-from denoise.networks.unet import UNet, UNetShape
+from denoise.networks.unet import UNet, UNetShape, placed
 from denoise.scaling import Scaling, Transform
 from petsim.cache.store import read_index, sha256_of, whole_or_nothing
 
@@ -233,8 +233,8 @@ def _train_one(
         raise UsageError(f"--batch: {settings.batch} patches cannot be shared evenly by {place.world} processes")
     card = _card(settings, ladders["train"], digest)
     torch.manual_seed(settings.seed)
-    network = UNet(settings.shape).to(place.device)
-    averaged = UNet(settings.shape).to(place.device)
+    network = placed(UNet(settings.shape), place.device)
+    averaged = placed(UNet(settings.shape), place.device)
     averaged.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     state = _open_run(run, settings, digest, place)

@@ -38,10 +38,17 @@ def test_noise_level_of_white_noise_is_its_standard_deviation():
     assert level.relative == pytest.approx(0.14, rel=0.02)
 
 
+@pytest.mark.parametrize("relative", [0.2, 1.0, 3.0])
+def test_noise_level_of_images_of_few_counts(relative):
+    # A gamma distribution of this standard deviation over its mean: most voxels near zero, a few of them high.
+    image = np.random.default_rng(0).gamma(relative**-2, relative**2, (40, 40, 40)).astype(np.float32)
+    assert noise_level(image).relative == pytest.approx(relative, rel=0.05)
+
+
 def test_noise_level_does_not_see_edges_and_needs_a_body():
-    image = np.zeros((40, 40, 40), np.float32)
-    image[10:30, 10:30] = 3
-    image[15:20, 15:20] = 9
+    image = np.zeros((120, 120, 16), np.float32)
+    image[10:110, 12:108] = 3
+    image[30:45, 30:40] = 9
     assert noise_level(image).sd == 0
     with pytest.raises(DataError, match="nothing above zero"):
         noise_level(np.zeros((8, 8, 8), np.float32))
