@@ -10,6 +10,8 @@ from typing import Any
 from data_recipes.subject import Subject
 from petsim.simulation import noise_region
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores and versions; no name of the machine."""
@@ -26,9 +28,8 @@ def emit(name: str, result: dict[str, Any]) -> None:
     """Print one JSON line and keep it in `results/`."""
     line = {"benchmark": name, **machine(), **result}
     print(json.dumps(line))
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(line, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(line, indent=1) + "\n")
 
 
 def liver_middle_mm(subject: Subject) -> float:

@@ -1,17 +1,20 @@
 """Every scanner of the library on the virtual NEMA bench, at high statistics, beside its published figures.
 
-    python -m benchmarks.nema [decays of the phantom]
+    python -m benchmarks.nema [scanner ...]
+
+With names, only these are measured, and the others' figures stay as they are in the file of results.
 
 `chosen` is the median of the dead times (times block face) that the published activity of the peak asks for, over the
 scanners that the global constant was chosen on: it should stay near `petsim.physics.rates.TAU_AREA_US_CM2`.
 """
 
+import json
 import sys
 import time
 
 import numpy as np
 
-from benchmarks.common import emit
+from benchmarks.common import RESULTS, emit
 from petsim.geometry.scanner import load_scanner, scanner_names
 from petsim.nema import TESTS, as_json, run_tests, table
 from petsim.nema.scatter_fraction import DECAYS, measure
@@ -23,11 +26,16 @@ from petsim.physics.sensitivity import closed_form_sensitivity
 BENCH = ("sensitivity", "scatter", "count-rate")
 
 
-def main(decays: int) -> None:
-    """Run all scanners, print tables, keep the figures."""
+def main(names: list[str]) -> None:
+    """Run scanners, print tables, keep the figures."""
     assert set(BENCH) <= set(TESTS)
-    scanners, begin = {}, time.perf_counter()
-    for name in scanner_names():
+    decays, begin, seconds = DECAYS, time.perf_counter(), 0
+    scanners = {}
+    if names:
+        kept = json.loads((RESULTS / "nema.json").read_text())
+        scanners, seconds = kept["scanners"], kept["seconds"]
+        assert kept["decays"] == decays
+    for name in names or scanner_names():
         scanner = load_scanner(name)
         figures = run_tests(scanner, BENCH[:1]) + run_tests(scanner, BENCH[1:], decays)
         measured = measure(scanner, decays)
@@ -46,10 +54,10 @@ def main(decays: int) -> None:
         }  # fmt: skip
     chosen = float(np.median([scanners[n]["ours"]["tau_area_us_cm2"] for n in CHOSEN_ON]))
     emit("nema", {
-        "decays": decays, "seconds": round(time.perf_counter() - begin), "tau_area_us_cm2": TAU_AREA_US_CM2,
-        "chosen": round(chosen, 2), "chosen_on": CHOSEN_ON, "scanners": scanners,
+        "decays": decays, "seconds": round(seconds + time.perf_counter() - begin), "tau_area_us_cm2": TAU_AREA_US_CM2,
+        "chosen": round(chosen, 2), "chosen_on": CHOSEN_ON, "scanners": {n: scanners[n] for n in scanner_names()},
     })  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else DECAYS)
+    main(sys.argv[1:])

@@ -283,13 +283,19 @@ def load_scanner(name: str) -> Scanner:
 
 
 def parse_scanner(name: str, text: str) -> Scanner:
-    """Scanner from the text of its TOML file: `[sources]` and `[fields]` of `{ value, source }`."""
+    """Scanner from the text of its TOML file: `[sources]` and `[fields]` of `{ value, source }`.
+
+    A file that names another scanner of the library as `base` gives what differs from it.
+    """
     try:
         doc = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"scanner {name}: not a TOML file: {error}") from None
     kinds = {f.name: f for f in fields(Scanner) if f.name not in ("name", "title", "sources")}
     values, sources = {}, {}
+    if "base" in doc:
+        base = load_scanner(str(doc["base"]))
+        values, sources = {key: getattr(base, key) for key in base.sources}, dict(base.sources)
     for key, entry in doc.get("fields", {}).items():
         if key not in kinds:
             raise DataError(f"scanner {name}: unknown field '{key}'; known are {', '.join(kinds)}")

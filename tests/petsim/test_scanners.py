@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from data_recipes.errors import DataError
+from data_recipes.errors import DataError, UsageError
 from data_recipes.phantoms.analytic import cylinder
 from petsim.geometry.scanner import Scanner, load_scanner, parse_scanner, scanner_names
 from petsim.geometry.sinogram import SinogramLayout, preset_layout, preset_merges
@@ -19,14 +19,16 @@ from petsim.settings import PRESETS, SimulationSettings
 
 EXPECTED = {
     "biograph_mct", "biograph_mmr", "biograph_vision_450", "biograph_vision_600", "biograph_vision_quadra",
-    "discovery_690", "discovery_mi_3ring", "discovery_mi_4ring", "discovery_mi_5ring", "omni_legend_32", "pennpet_3seg",
-    "pennpet_6ring", "signa_pet_mr", "uexplorer", "umi_550", "umi_780", "umi_panorama_gs", "vereos",
+    "biograph_vision_quadra_322", "discovery_690", "discovery_mi_3ring", "discovery_mi_4ring", "discovery_mi_5ring",
+    "omni_legend_32", "pennpet_3seg", "pennpet_6ring", "signa_pet_mr", "uexplorer", "umi_550", "umi_780",
+    "umi_panorama_gs", "vereos",
 }  # fmt: skip
 
 CRYSTALS = {
     "biograph_mct": 32448, "biograph_mmr": 28672, "biograph_vision_450": 45600, "biograph_vision_600": 60800,
-    "biograph_vision_quadra": 243200, "discovery_690": 13824, "discovery_mi_3ring": 14688, "discovery_mi_4ring": 19584,
-    "discovery_mi_5ring": 24480, "omni_legend_32": 38016, "signa_pet_mr": 20160, "uexplorer": 564480, "vereos": 23040,
+    "biograph_vision_quadra": 243200, "biograph_vision_quadra_322": 243200, "discovery_690": 13824,
+    "discovery_mi_3ring": 14688, "discovery_mi_4ring": 19584, "discovery_mi_5ring": 24480,
+    "omni_legend_32": 38016, "signa_pet_mr": 20160, "uexplorer": 564480, "vereos": 23040,
 }  # fmt: skip
 """Published numbers of crystals (shared/reference/peers.md, section 4)."""
 
@@ -59,6 +61,24 @@ def test_a_value_found_nowhere_says_so(name):
     for field, source in scanner.sources.items():
         cites = any(word in source for word in ("doi ", "https://", "PMC", "PMID", "Interfile header", "headers", "GATE"))
         assert cites or not scanner.is_verified(field), (field, source)
+
+
+def test_a_file_with_a_base_gives_what_differs():
+    """The Quadra's second acceptance, published under its own figures: the hardware is one."""
+    narrow, wide = load_scanner("biograph_vision_quadra"), load_scanner("biograph_vision_quadra_322")
+    differing = {f.name for f in dataclasses.fields(Scanner) if getattr(narrow, f.name) != getattr(wide, f.name)}
+    assert wide.max_ring_difference == wide.rings - 1
+    assert differing == {
+        "name",
+        "title",
+        "max_ring_difference",
+        "sensitivity_cps_per_kbq",
+        "scatter_fraction",
+        "peak_necr_kcps",
+    } | {"sources"}
+    assert wide.sources["rings"] == narrow.sources["rings"]
+    with pytest.raises(UsageError, match="did you mean"):
+        parse_scanner("bad", 'base = "biograph_quadra"')
 
 
 def test_what_counts_as_verified():
