@@ -112,6 +112,8 @@ class Evaluate:
     """Folder for tables, figures and the page."""
     split: Literal["test", "val", "train", "all"] = "test"
     """Subjects of the dataset."""
+    convention: tuple[Literal["unipet", "challenge"], ...] = ()
+    """Add figures as these define them: the code published with UniPET, the Ultra-low Dose PET Imaging Challenge."""
     device: Device = "auto"
     """Where to compute."""
     seed: int = 0
@@ -205,7 +207,7 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     runs = [Path(r) for r in command.runs]
     with progress_bar(1) as report:
         result = evaluate(
-            runs, Path(command.data), command.split, command.device, command.seed,
+            runs, Path(command.data), command.split, command.device, command.seed, command.convention,
             lambda what, fraction: report("evaluating", what, fraction),
         )  # fmt: skip
     targets = {run.name: read_card(model_files(run)[0]).target for run in runs}

@@ -12,6 +12,7 @@ import numpy as np
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from denoise.baselines import gaussian_baseline, non_local_means
+from denoise.conventions import CONVENTIONS
 from denoise.data import Ladder, has_noise_free, read_ladder
 from denoise.denoiser import Denoiser
 from denoise.metrics import (
@@ -27,6 +28,13 @@ from denoise.metrics import (
 from denoise.noise_level import body_mask
 from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
+from denoise.texture import (
+    NoisePowerSpectrum,
+    mean_frequency,
+    mean_spectrum,
+    noise_power_spectrum,
+    residual_autocorrelation,
+)
 from petsim.cache.store import SubjectFile, read_index
 from petsim.noise import coefficient_of_variation, liver_sphere
 
@@ -39,13 +47,16 @@ FIRST_LESION = 100
 FALSE_ABOVE_SUV, FALSE_ML = 1.0, 0.5
 """A region that exceeds the noise-free image by so many SUV over so many mL is a false hot blob."""
 
+SPECTRUM_MM = 48.0
+"""Edge of the square in the liver's slices in which the noise power spectrum is measured."""
+
+NEIGHBORS = ((1, 0, 0), (0, 1, 0))
+"""Shifts at which the autocorrelation of the residual is measured."""
+
 FWHM_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 18.0, 22.0, 26.0, 32.0)
 NLM_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TUNED_ON = 2
 """Filters are tuned on at most so many validation subjects, for each dose apart."""
-
-BEYOND = 2.0
-"""Stands for an equivalent dose beyond the full one, which nothing measures."""
 
 Estimate = Callable[[Ladder, int, int], np.ndarray]
 """(subject, dose, realization) -> denoised image in SUV."""
@@ -71,6 +82,9 @@ class Evaluation:
         By method: a coronal slice (x, z) of the first subject at the lowest dose, float32 SUV.
     slice_mm : tuple of float
         Voxel edges of the slices.
+    spectra : dict
+        By method: noise power spectrum in and around the liver at the lowest dose, mean over subjects; empty without labels
+        or a second noise realization.
     """
 
     rows: list[dict[str, Any]]
@@ -81,6 +95,7 @@ class Evaluation:
     target_kind: str
     pictures: dict[str, np.ndarray]
     slice_mm: tuple[float, float]
+    spectra: dict[str, NoisePowerSpectrum]
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class SubjectEvaluation:
     target_kind: str
     pictures: dict[str, np.ndarray]
     slice_mm: tuple[float, float]
+    spectra: dict[str, NoisePowerSpectrum]
 
 
 def evaluate(
@@ -100,6 +116,7 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
     seed: int = 0,
+    conventions: Sequence[str] = (),
     progress: Callable[[str, float], None] = lambda what, fraction: None,
 ) -> Evaluation:
     """Evaluate runs beside the identity, a tuned Gaussian and tuned non-local means.
@@ -114,6 +131,8 @@ def evaluate(
     device : str
     seed : int
         Of bootstrap intervals.
+    conventions : sequence of str
+        Keys of `denoise.conventions.CONVENTIONS`, whose figures are added.
     progress : callable
 
     Raises
@@ -128,11 +147,17 @@ def evaluate(
     found = []
     for k, entry in enumerate(entries):
         progress(entry["name"], k / len(entries))
-        one = evaluate_subject(data / entry["file"], methods)
+        one = evaluate_subject(data / entry["file"], methods, conventions)
         found.append(one if not found else replace(one, pictures={}))
     rows, organs = [row for one in found for row in one.rows], [row for one in found for row in one.organs]
     first = found[0]
-    return Evaluation(rows, organs, summarize(rows, seed), tuned, split, first.target_kind, first.pictures, first.slice_mm)
+    spectra = {
+        name: mean_spectrum([one.spectra[name] for one in found if name in one.spectra])
+        for name in dict.fromkeys(name for one in found for name in one.spectra)
+    }
+    return Evaluation(
+        rows, organs, summarize(rows, seed), tuned, split, first.target_kind, first.pictures, first.slice_mm, spectra
+    )
 
 
 def _read(path: Path) -> Ladder:
@@ -212,8 +237,8 @@ def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     return tuned
 
 
-def evaluate_subject(path: Path, methods: dict[str, Estimate]) -> SubjectEvaluation:
-    """Figures of one subject of a dataset, at all its doses, with all methods.
+def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequence[str] = ()) -> SubjectEvaluation:
+    """Figures of one subject of a dataset, at all its doses, with all methods, also as `conventions` define them.
 
     Raises
     ------
@@ -240,7 +265,8 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate]) -> SubjectEvaluat
     organ_names = {label: name for label, name in names.items() if label < FIRST_LESION}
     true_organ_means = {} if labels is None else organ_means(clean, labels, organ_names)
     true_suv_max = {} if lesions is None else suv_max(clean, lesions)
-    rows, organs, pictures = [], [], {}
+    middle = None if box is None else _around(box, grid)
+    rows, organs, pictures, spectra = [], [], {}, {}
     for dose, drf in enumerate(ladder.drfs):
         against_full = _mse(ladder.image(dose), full, body)
         for name, make in methods.items():
@@ -258,6 +284,10 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate]) -> SubjectEvaluat
                 row["gain_db"] = 10 * math.log10(against_full / _mse(image, full, body))
                 row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
             row["equivalent_counts"] = _equivalent(ladder.drfs, plain, _mse(image, clean, body))
+            taken = several[0] - (ladder.image(dose) if name != "identity" else clean)
+            row["residual_correlation"] = float(np.mean([residual_autocorrelation(taken, body, s) for s in NEIGHBORS]))
+            for convention in conventions:
+                row |= {f"{convention}_{k}": v for k, v in CONVENTIONS[convention](image, full).items()}
             if independent:
                 row["squared_bias"], row["variance"] = bias_and_variance(np.stack(several), clean, body)
             row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
@@ -281,11 +311,30 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate]) -> SubjectEvaluat
                     for organ, mean in true_organ_means.items()
                     if mean > 0
                 ]
+            if independent and middle is not None:
+                # A difference of two realizations is noise alone, of twice the variance.
+                noise = (several[0] - several[1]) / np.float32(math.sqrt(2))
+                spectrum = noise_power_spectrum(noise, ladder.spacing_mm, middle)
+                row["noise_per_mm"] = mean_frequency(spectrum)
+                if dose == len(ladder.drfs) - 1:
+                    spectra[name] = spectrum
             if dose == len(ladder.drfs) - 1:
                 pictures[name] = image[:, ladder.shape[1] // 2]
     pictures["noise-free"] = clean[:, ladder.shape[1] // 2]
     across, _, along = ladder.spacing_mm
-    return SubjectEvaluation(rows, organs, "independent" if independent else "nested", pictures, (across, along))
+    kind = "independent" if independent else "nested"
+    return SubjectEvaluation(rows, organs, kind, pictures, (across, along), spectra)
+
+
+def _around(box: tuple[slice, slice, slice], grid: Grid) -> tuple[slice, slice, slice] | None:
+    """Box of `SPECTRUM_MM` across with the same middle, as many voxels in every subject; None at the border."""
+    wide = []
+    for part, spacing, voxels in zip(box[:2], grid.spacing_mm[:2], grid.shape[:2], strict=True):
+        middle, half = (part.start + part.stop) // 2, round(SPECTRUM_MM / spacing / 2)
+        if middle < half or middle + half > voxels:
+            return None
+        wide.append(slice(middle - half, middle + half))
+    return wide[0], wide[1], box[2]
 
 
 def _mse(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
@@ -325,9 +374,8 @@ def summarize(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
             values = [v for v in known if math.isfinite(v)]
             line[figure] = float(np.mean(values)) if values else None
             if figure == "equivalent_counts" and known:
-                # Infinite beyond the full dose: the median has a meaning where the mean has none.
-                middle = float(np.median(known))
-                line[figure] = middle if middle <= 1 else BEYOND
+                # Infinite beyond the full dose, where nothing is measured: a median has a meaning, a mean has none.
+                line[figure] = min(1.0, float(np.median(known)))
             if figure in ("gain_db", "fraction_of_ceiling", "nrmse") and len(values) > 1:
                 line[f"{figure}_low"], line[f"{figure}_high"] = bootstrap_interval(values, seed)
         plain = {r["subject"]: r["nrmse"] for r in rows if (r["drf"], r["method"]) == (drf, "gaussian")}

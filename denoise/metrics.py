@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from data_recipes.errors import DataError
+
+Border = Literal["reflect", "constant"]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
@@ -49,10 +52,12 @@ def psnr_db(image: np.ndarray, reference: np.ndarray, peak: float, mask: np.ndar
     return 20 * math.log10(peak / rms) if rms > 0 else math.inf
 
 
-def ssim(image: np.ndarray, reference: np.ndarray, peak: float, mask: np.ndarray | None) -> float:
+def ssim(
+    image: np.ndarray, reference: np.ndarray, peak: float, mask: np.ndarray | None, border: Border = "reflect"
+) -> float:
     """Mean structural similarity with a 3D Gaussian window of sigma 1.5 voxels, 11 wide, and K of 0.01 and 0.03.
 
-    Moments are the weighted ones without a sample correction. Images are mirrored at their border.
+    Moments are the weighted ones without a sample correction.
 
     Parameters
     ----------
@@ -62,6 +67,8 @@ def ssim(image: np.ndarray, reference: np.ndarray, peak: float, mask: np.ndarray
         Dynamic range L in the unit of the images.
     mask : ndarray or None
         bool (x, y, z): where the map is averaged; windows reach beyond it. None is everywhere.
+    border : str
+        Beyond the border images are mirrored ("reflect") or zero ("constant").
 
     Returns
     -------
@@ -79,9 +86,9 @@ def ssim(image: np.ndarray, reference: np.ndarray, peak: float, mask: np.ndarray
     """
     _check_peak(peak)
     a, b = image.astype(np.float64), reference.astype(np.float64)
-    mean_a, mean_b = _window(a), _window(b)
-    variances = _window(a * a) - mean_a**2 + _window(b * b) - mean_b**2
-    covariance = _window(a * b) - mean_a * mean_b
+    mean_a, mean_b = _window(a, border), _window(b, border)
+    variances = _window(a * a, border) - mean_a**2 + _window(b * b, border) - mean_b**2
+    covariance = _window(a * b, border) - mean_a * mean_b
     c1, c2 = (_SSIM_K1 * peak) ** 2, (_SSIM_K2 * peak) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     return float(_inside(luminance * (2 * covariance + c2) / (variances + c2), mask).mean())
@@ -231,8 +238,8 @@ def _rms(values: np.ndarray) -> float:
     return math.sqrt(np.square(values).mean())
 
 
-def _window(image: np.ndarray) -> np.ndarray:
-    return np.asarray(ndimage.gaussian_filter(image, _SSIM_SIGMA, radius=_SSIM_RADIUS))
+def _window(image: np.ndarray, border: Border) -> np.ndarray:
+    return np.asarray(ndimage.gaussian_filter(image, _SSIM_SIGMA, mode=border, radius=_SSIM_RADIUS))
 
 
 def _check_peak(peak: float) -> None:

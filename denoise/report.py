@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_recipes.errors import DataError
-from denoise.evaluate import BEYOND, FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, Evaluation
+from denoise.conventions import over_doses
+from denoise.evaluate import FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, SPECTRUM_MM, Evaluation
 from denoise.metrics import variance_ceiling_db
 from petsim.cache.store import whole_or_nothing
 from petsim.figures import displayed
@@ -35,7 +36,14 @@ COLUMNS = {
     "lesion_contrast": "lesion contrast",
     "missed_lesions": "missed lesions",
     "false_blobs": "false hot blobs",
+    "noise_per_mm": "noise frequency [1/mm]",
+    "residual_correlation": "residual correlation",
     "p_against_gaussian": "p against Gaussian",
+    "unipet_psnr_db": "UniPET's PSNR [dB]",
+    "unipet_ssim": "UniPET's SSIM",
+    "challenge_nrmse": "challenge: NRMSE",
+    "challenge_psnr_db": "challenge: PSNR [dB]",
+    "challenge_ssim": "challenge: SSIM",
 }
 
 
@@ -82,8 +90,8 @@ def _cell(key: str, line: dict[str, Any]) -> str:
         return ""
     if key == "subjects":
         return str(value)
-    if key == "equivalent_counts" and value == BEYOND:
-        return "> 1"
+    if key == "equivalent_counts" and value == 1:
+        return "≥ 1"
     text = f"{value:.3g}" if key in ("p_against_gaussian", "squared_bias", "variance") else f"{value:.3f}"
     if f"{key}_low" in line:
         text += f" ({line[f'{key}_low']:.3f} to {line[f'{key}_high']:.3f})"
@@ -108,9 +116,36 @@ def notes(result: Evaluation) -> list[str]:
         "of the noise-free image.",
         f"False hot blobs: regions of at least {FALSE_ML:g} mL more than {FALSE_ABOVE_SUV:g} SUV above the noise-free "
         "image. Missed lesions keep less than half of their contrast.",
+        f"Noise frequency: mean of the noise power spectrum in slices of the liver, {SPECTRUM_MM:g} mm wide; lower is "
+        "blotchier. Residual correlation: of input minus output with itself one voxel away (of the input: of its noise); "
+        "what exceeds the input's is structure taken out.",
         "Gaussian and non-local means are tuned by dose on validation subjects against their noise-free images.",
         "Model observers and readers: not done.",
+        *_convention_notes(result),
     ]
+
+
+def _convention_notes(result: Evaluation) -> list[str]:
+    some = [figure for figure in result.summary[0] if figure.startswith(("unipet_", "challenge_"))]
+    found = []
+    if any(figure.startswith("unipet_") for figure in some):
+        found.append(
+            f"UniPET's PSNR and SSIM: against the {result.target_kind} full dose, whole volume with air, clipped to SUV 0 "
+            "to 20, peak 20; SSIM with a dynamic range of 1 and zeros beyond the border."
+        )
+    if any(figure.startswith("challenge_") for figure in some):
+        found.append(
+            f"Challenge (Ultra-low Dose PET Imaging): against the {result.target_kind} full dose, whole volume; normalizer "
+            "and range are ours (root mean square and largest value of the full dose), since its script is not public; "
+            "local figures are not made."
+        )
+        found += [
+            f"Challenge, {line['method']}: mean over DRF {', '.join(f'{d:g}' for d in line['drfs'])} with its weights: "
+            f"NRMSE {line['challenge_nrmse']:.3f}, PSNR {line['challenge_psnr_db']:.2f} dB, "
+            f"SSIM {line['challenge_ssim']:.3f}."
+            for line in over_doses(result.summary)
+        ]
+    return found
 
 
 def markdown(result: Evaluation, targets: dict[str, str]) -> str:
@@ -150,6 +185,11 @@ def _page(result: Evaluation, targets: dict[str, str]) -> str:
                 "Gain over the input against dose; bars: 95 % intervals over subjects; dashed: the ceiling",
             ),
             (slice_figure(result), "Coronal slice of the first subject at the lowest dose, and what is wrong in it"),
+            *(
+                [(spectrum_figure(result), "Noise power spectrum in the liver at the lowest dose, mean over subjects")]
+                if result.spectra
+                else []
+            ),
         )
     )
     return (
@@ -216,6 +256,21 @@ def slice_figure(result: Evaluation) -> "Figure":
     if shown is not None and wrong is not None:
         figure.colorbar(shown, ax=axes[0], label="SUV", shrink=0.7)
         figure.colorbar(wrong, ax=axes[1], label="error in SUV", shrink=0.7)
+    return figure
+
+
+def spectrum_figure(result: Evaluation) -> "Figure":
+    """Noise power against spatial frequency by method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, spectrum in result.spectra.items():
+        axes.plot(spectrum.frequency_per_mm, spectrum.power, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("spatial frequency [1/mm]")
+    axes.set_ylabel("noise power [SUV² mm²]")
+    axes.legend(frameon=False)
     return figure
 
 

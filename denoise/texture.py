@@ -1,6 +1,7 @@
 """How noise and residuals are correlated in space."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +63,17 @@ def noise_power_spectrum(
         power=np.bincount(index, power.ravel()) / cells,
         area_per_mm2=cells * steps[0] * steps[1],
     )
+
+
+def mean_frequency(spectrum: NoisePowerSpectrum) -> float:
+    """Mean spatial frequency of the noise in cycles/mm, weighted by its power; low for blotchy noise, NaN without noise."""
+    weights = spectrum.power * spectrum.area_per_mm2
+    return float(weights @ spectrum.frequency_per_mm / weights.sum()) if weights.sum() > 0 else float("nan")
+
+
+def mean_spectrum(spectra: Sequence[NoisePowerSpectrum]) -> NoisePowerSpectrum:
+    """Mean power of spectra with the same bins."""
+    return replace(spectra[0], power=np.mean([s.power for s in spectra], axis=0))
 
 
 def residual_autocorrelation(residual: np.ndarray, mask: np.ndarray | None, shift: tuple[int, int, int]) -> float:

@@ -14,7 +14,7 @@ def record(name, seed, noise=0.15, realizations=2, shape=SHAPE, spacing=(4.0, 4.
     """A subject; images are stored in Bq/mL."""
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    clean = 1.0 * (x**2 / 0.7 + y**2 / 0.5 < 1)
+    clean = 1.0 * (x**2 / 0.7 + y**2 / 0.5 + z**2 / 0.9 < 1)
     labels = clean.astype(np.uint8)
     for k in range(2):
         cx, cy, cz = rng.uniform(-0.4, 0.4, 3)

@@ -16,7 +16,10 @@ from denoise_data import SHAPE, record
 from data_recipes.errors import DataError, UsageError
 from denoise import cli
 from denoise.apply import ApplyOptions, apply
+from denoise.conventions import over_doses
+from denoise.data import read_ladder
 from denoise.evaluate import evaluate, summarize
+from denoise.report import markdown
 from denoise.train import TrainSettings, train
 from petsim.cache.store import write_index, write_subject
 
@@ -118,7 +121,7 @@ def test_command_line_from_training_to_the_page(dataset, tmp_path, capsys, monke
     with (out / "summary.csv").open() as f:
         assert len(list(csv.DictReader(f))) == 15
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png") == 2 and "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png") == 3 and "http" not in page.replace("http-equiv", "")
     assert "noise-free" in (out / "summary.md").read_text()
 
 
@@ -199,3 +202,30 @@ def test_parsing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_named_conventions(run, dataset):
+    found = evaluate([run], dataset, "all", "cpu", conventions=("unipet", "challenge"))
+    path = dataset / "toy-0.h5"
+    ladder = read_ladder(path, "noise-free")
+    image, full = ladder.image(2), ladder.image(0, 1)
+    row = next(r for r in found.rows if (r["subject"], r["method"], r["drf"]) == ("toy-0", "identity", 20.0))
+    a, b = np.clip(image, 0, 20).astype(np.float64), np.clip(full, 0, 20).astype(np.float64)
+    assert row["unipet_psnr_db"] == pytest.approx(10 * math.log10(400 / np.mean((a - b) ** 2)))
+    assert row["challenge_nrmse"] == pytest.approx(np.sqrt(np.mean((image - full) ** 2) / np.mean(full**2)), rel=1e-4)
+    (identity,) = (m for m in over_doses(found.summary) if m["method"] == "identity")
+    by_dose = {s["drf"]: s["challenge_nrmse"] for s in found.summary if s["method"] == "identity"}
+    assert identity["drfs"] == [4.0, 20.0]
+    assert identity["challenge_nrmse"] == pytest.approx((0.05 * by_dose[4.0] + 0.20 * by_dose[20.0]) / 0.25)
+    text = markdown(found, {})
+    assert "UniPET's SSIM" in text and "its script is not public" in text
+    assert "UniPET" not in markdown(evaluate([run], dataset, "val", "cpu"), {})
+
+
+def test_texture_of_noise_and_residual(evaluation):
+    """A filter leaves coarser noise; what the identity's column shows is the correlation of the noise itself."""
+    at = {m: next(r for r in rows(evaluation, m, 20.0) if "noise_per_mm" in r) for m in ("identity", "gaussian")}
+    assert at["gaussian"]["noise_per_mm"] < 0.8 * at["identity"]["noise_per_mm"]
+    # White noise smoothed with a Gaussian of s = 0.5 voxels: exp(-1 / (4 s^2)) for one voxel, sampled a little more.
+    assert 0.25 < at["identity"]["residual_correlation"] < 0.5
+    assert set(evaluation.spectra) == {"identity", "gaussian", "non-local means", "residual"}

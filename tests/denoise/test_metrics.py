@@ -75,6 +75,20 @@ def test_ssim_of_a_luminance_shift():
     assert ssim(flat, flat + 1, peak, None) == pytest.approx(expected, abs=1e-9)
 
 
+def test_ssim_with_zeros_beyond_the_border():
+    """In a corner of flat images an eighth of the window, and a little more, lies inside."""
+    a, b, peak = 4.0, 5.0, 10.0
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    inside = (kernel[5:].sum() / kernel.sum()) ** 3
+    spread, c1, c2 = inside - inside**2, 0.01, 0.09
+    expected = (2 * a * b * inside**2 + c1) * (2 * a * b * spread + c2)
+    expected /= ((a * a + b * b) * inside**2 + c1) * ((a * a + b * b) * spread + c2)
+    corner = np.zeros(SHAPE, bool)
+    corner[0, 0, 0] = True
+    flat = np.full(SHAPE, a, np.float32)
+    assert ssim(flat, flat + 1, peak, corner, border="constant") == pytest.approx(expected, rel=1e-6)
+
+
 def test_ssim_of_a_contrast_change_of_white_noise():
     """The moments under an 11 wide window written out: k a has k and k^2 times the mean and variance of a."""
     noise = np.random.default_rng(1).normal(0, 1, (24, 24, 24)).astype(np.float32)
