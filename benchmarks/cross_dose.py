@@ -85,10 +85,12 @@ def contestants(settings: TrainSettings) -> dict[str, TrainSettings]:
     }
 
 
-def make_patients(folder: Path, size: Size, seeds: range, device: str) -> Path:
-    """Dataset of generated patients, each with its liver at the scanner's center."""
+def make_patients(
+    folder: Path, scanner_name: str, duration_s: float, doses: tuple[float, ...], seeds: range, device: str
+) -> Path:
+    """Dataset of generated patients with two realizations, each with its liver at the scanner's center."""
     folder.mkdir(parents=True, exist_ok=True)
-    scanner = load_scanner(size.scanner)
+    scanner = load_scanner(scanner_name)
     for seed in seeds:
         job = Job(name=f"phantom-{seed:04d}", seed=seed)
         if (folder / f"{job.name}.h5").exists():
@@ -97,7 +99,7 @@ def make_patients(folder: Path, size: Size, seeds: range, device: str) -> Path:
                              uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
         middle = liver_middle_mm(patient)
         settings = SimulationSettings(
-            scanner=size.scanner, preset="fast", drf=DOSES, realizations=2, duration_s=size.duration_s, center_mm=middle,
+            scanner=scanner_name, preset="fast", drf=doses, realizations=2, duration_s=duration_s, center_mm=middle,
             backend="cuda" if device == "cuda" else "numba",
         )  # fmt: skip
         # Patients differ in where they are scanned, so that one digest for all cannot be that of their settings.
@@ -116,6 +118,14 @@ def patient_rows(path: Path, folder: Path, methods: dict[str, Estimate]) -> list
             temporary.write_text(json.dumps(evaluate_subject(path, methods).rows))
         print(f"evaluated {path.stem}", file=sys.stderr, flush=True)
     return json.loads(kept.read_text())
+
+
+def shown(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of a summary that are kept."""
+    keep = ("drf", "method", "subjects", "gain_db", "gain_db_low", "gain_db_high", "fraction_of_ceiling",
+            "fraction_of_ceiling_low", "fraction_of_ceiling_high", "equivalent_counts", "nrmse", "squared_bias", "variance",
+            "total_activity", "liver_cov", "lesion_contrast", "missed_lesions", "false_blobs")  # fmt: skip
+    return [{k: line[k] for k in keep if k in line} for line in summary]
 
 
 def compare(rows: list[dict[str, Any]], drfs: tuple[float, ...], rivals: list[str], against: str) -> list[dict[str, Any]]:
@@ -150,8 +160,9 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     size, folder = SIZES[args.size], args.folder
-    training = make_patients(folder / "training", size, range(size.training), args.device)
-    test = make_patients(folder / "test", size, range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test), args.device)
+    made = (size.scanner, size.duration_s, DOSES)
+    training = make_patients(folder / "training", *made, range(size.training), args.device)
+    test = make_patients(folder / "test", *made, range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test), args.device)
     runs = []
     for name, settings in contestants(size.settings).items():
         run = folder / "runs" / name
@@ -168,16 +179,13 @@ def main() -> None:
     methods = all_methods([*runs, *single], tuned, args.device)
     rows = [row for path in sorted(test.glob("*.h5")) for row in patient_rows(path, folder / "rows", methods)]
     rivals = [name for name in contestants(size.settings) if name != "direct"]
-    keep = ("drf", "method", "subjects", "gain_db", "gain_db_low", "gain_db_high", "fraction_of_ceiling",
-            "fraction_of_ceiling_low", "fraction_of_ceiling_high", "equivalent_counts", "nrmse", "squared_bias", "variance",
-            "liver_cov", "lesion_contrast", "missed_lesions", "false_blobs")  # fmt: skip
     found = {
         "size": args.size, "scanner": size.scanner, "duration_s": size.duration_s, "test_patients": size.test,
         "trained_on": TRAINED, "steps": size.settings.max_steps, "channels": size.settings.channels,
         "primary": compare(rows, TRAINED, rivals, "direct"),
         "unseen_inside": compare(rows, (10.0, 50.0), rivals, "direct"),
         "unseen_outside": compare(rows, (2.0, 200.0), rivals, "direct"),
-        "summary": [{k: line[k] for k in keep if k in line} for line in summarize(rows, 0)],
+        "summary": shown(summarize(rows, 0)),
         "tuned": tuned,
     }  # fmt: skip
     if args.size == "smoke":

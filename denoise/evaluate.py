@@ -255,7 +255,8 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     clean_is_full = np.array_equal(clean, ladder.image(0))
     realizations = ladder.stored.shape[1]
     full = ladder.image(0, realizations - 1)
-    independent = realizations > 1
+    # A measured full dose is one image, whatever the noise that was inserted below it.
+    independent = realizations > 1 and not clean_is_full
     peak = own_range_peak(clean, body)
     plain = [_mse(ladder.image(d), clean, body) for d in range(len(ladder.drfs))]
     variances = [_noise_variance(ladder, d, body) for d in range(len(ladder.drfs))]
@@ -288,7 +289,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
             row["residual_correlation"] = float(np.mean([residual_autocorrelation(taken, body, s) for s in NEIGHBORS]))
             for convention in conventions:
                 row |= {f"{convention}_{k}": v for k, v in CONVENTIONS[convention](image, full).items()}
-            if independent:
+            if realizations > 1:
                 row["squared_bias"], row["variance"] = bias_and_variance(np.stack(several), clean, body)
             row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
             if box is not None:
@@ -311,7 +312,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
                     for organ, mean in true_organ_means.items()
                     if mean > 0
                 ]
-            if independent and middle is not None:
+            if realizations > 1 and middle is not None:
                 # A difference of two realizations is noise alone, of twice the variance.
                 noise = (several[0] - several[1]) / np.float32(math.sqrt(2))
                 spectrum = noise_power_spectrum(noise, ladder.spacing_mm, middle)
