@@ -9,11 +9,13 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from denoise.noise_level import NoiseLevel, body_mask, noise_level
-from petsim.cache.schema import unpack
+from petsim.cache.mapped import MappedImages
 from petsim.cache.store import SubjectFile, read_index
 
 Target = Literal["noise-free", "complement", "full"]
 Condition = Literal["noise", "nec", "drf"]
+
+BODY_STRIDE = 4
 
 BODY_SHARE = 0.9
 """Part of the patches that are centered on a voxel of the body."""
@@ -28,41 +30,49 @@ class Ladder:
     name : str
     drfs : tuple of float
         1 first.
-    stored : ndarray
-        float16 (dose, realization, x, y, z); times `scale` it is SUV.
-    scale : float
-    target : ndarray
-        float32 (x, y, z) in SUV, or (realization, x, y, z) where it is noisy.
+    images : MappedImages
+        (dose, realization, x, y, z) in SUV.
+    noise_free : MappedImages, optional
+        (x, y, z) in SUV; None for measured images.
     body : ndarray
-        int32 (n, 3): voxels of the body.
+        int32 (n, 3): voxels of the body, every `BODY_STRIDE`-th along each axis.
     levels : list of list of NoiseLevel
         By dose and realization, in SUV.
     log_nec_per_m : ndarray
         float64 (dose, realization): logarithm of noise-equivalent counts a meter of the image's length.
     spacing_mm : tuple of float
-    scanner : str
+    scanner, mode : str
     """
 
     name: str
     drfs: tuple[float, ...]
-    stored: np.ndarray
-    scale: float
-    target: np.ndarray
+    images: MappedImages
+    noise_free: MappedImages | None
     body: np.ndarray
     levels: list[list[NoiseLevel]]
     log_nec_per_m: np.ndarray
     spacing_mm: tuple[float, float, float]
     scanner: str
+    mode: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along (x, y, z)."""
-        x, y, z = self.stored.shape[2:]
+        x, y, z = self.images.shape[2:]
         return x, y, z
+
+    @property
+    def realizations(self) -> int:
+        """Noise realizations of every dose."""
+        return self.images.shape[1]
 
     def image(self, dose: int, realization: int = 0) -> np.ndarray:
         """A whole volume, float32 SUV."""
-        return unpack(self.stored[dose, realization], self.scale)
+        return self.images.volume(dose, realization)
+
+    def reference(self) -> np.ndarray:
+        """What images are compared with: the noise-free one, or of a measured image the full dose itself."""
+        return self.image(0) if self.noise_free is None else self.noise_free.volume()
 
     def condition(self, kind: Condition, dose: int, realization: int) -> float:
         """What a conditioned network is told of an image."""
@@ -73,53 +83,31 @@ class Ladder:
         return float(np.log(self.drfs[dose]))
 
 
-def read_ladder(path: Path, target: Target) -> Ladder:
+def read_ladder(path: Path) -> Ladder:
     """A subject's file as a ladder in SUV.
-
-    The target `complement` is that of linear reconstructions: with the full-dose image F and L at dose 1/D out of the same
-    counts, (D F - L) / (D - 1) holds none of the counts of L; it is made by patch in `Patches`.
 
     Raises
     ------
     DataError
-        No SUV, values that are not finite, or no such target in the file.
+        No SUV, or values that are not finite.
     """
     with SubjectFile(path) as f:
         factor = f.suv_factor
         if factor is None:
             raise DataError(f"{path.name}: weight or activity is not known, so there is no SUV; give them to make-dataset")
-        recon = f.dataset("recon")
-        stored = recon[()]
-        scale = float(recon.attrs["scale"]) * factor  # pyright: ignore[reportArgumentType]
-        if not np.isfinite(stored).all():
-            raise DataError(f"{path.name}: the images hold values that are not finite; run petsim verify and make it again")
-        if target == "noise-free":
-            clean = f.array("reference/noise_free")
-            if clean is None:
-                raise DataError(
-                    f"{path.name}: a measured image has no noise-free reference; train with --target complement or full"
-                )
-            wanted = clean * np.float32(factor)
-        else:
-            wanted = np.stack([unpack(image, scale) for image in stored[0]])
-        if target == "complement" and str(f.h5["doses"].attrs["mode"]) != "thin":
-            raise DataError(f"{path.name}: --target complement needs thinned counts, made with --mode thin")
-        drfs, spacing = tuple(f.drfs), f.spacing_mm
+        known = "reference/noise_free" in f.h5
+        drfs, spacing, mode = tuple(f.drfs), f.spacing_mm, str(f.h5["doses"].attrs["mode"])
         nec = f.doses()["nec"]
         scanner = str(f.attribute("scanner"))
-    full = unpack(stored[0, 0], scale)
-    levels = [[noise_level(unpack(image, scale)) for image in dose] for dose in stored]
-    length_m = stored.shape[-1] * spacing[2] / 1000
+    images = MappedImages(path, "recon", factor)
+    clean = MappedImages(path, "reference/noise_free", factor) if known else None
+    levels = [[noise_level(images.volume(d, r)) for r in range(images.shape[1])] for d in range(len(drfs))]
+    body = np.argwhere(body_mask(images.volume(0, 0))[::BODY_STRIDE, ::BODY_STRIDE, ::BODY_STRIDE]) * BODY_STRIDE
+    length_m = images.shape[-1] * spacing[2] / 1000
     return Ladder(
-        path.stem, drfs, stored, scale, wanted, np.argwhere(body_mask(full)).astype(np.int32), levels,
-        np.log(np.maximum(nec, 1.0) / length_m), spacing, scanner,
+        path.stem, drfs, images, clean, body.astype(np.int32), levels, np.log(np.maximum(nec, 1.0) / length_m), spacing,
+        scanner, mode,
     )  # fmt: skip
-
-
-def has_noise_free(path: Path) -> bool:
-    """Whether a subject's file holds the reconstruction of its expected counts."""
-    with SubjectFile(path) as f:
-        return "reference/noise_free" in f.h5
 
 
 def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
@@ -128,14 +116,20 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
     Raises
     ------
     DataError
-        No dataset, no subject in the split, or subjects of unequal voxels.
+        No dataset, no subject in the split, one without the target, or subjects of unequal voxels.
     """
     entries = [s for s in read_index(folder)["subjects"] if s["split"] == split]
     if not entries:
         raise DataError(f"{folder.name}: no subject in the split '{split}'; make at least three subjects")
-    ladders = [read_ladder(folder / e["file"], target) for e in entries]
+    ladders = [read_ladder(folder / e["file"]) for e in entries]
     first = ladders[0]
     for ladder in ladders:
+        if target == "noise-free" and ladder.noise_free is None:
+            raise DataError(
+                f"{ladder.name}: a measured image has no noise-free reference; train with --target complement or full"
+            )
+        if target == "complement" and ladder.mode != "thin":
+            raise DataError(f"{ladder.name}: --target complement needs thinned counts, made with --mode thin")
         if not np.allclose(ladder.spacing_mm, first.spacing_mm, rtol=0.01):
             raise DataError(
                 f"{ladder.name}: voxels of {ladder.spacing_mm} mm, {first.name} has {first.spacing_mm}; make both alike"
@@ -166,6 +160,9 @@ class Batch:
 
 class Patches:
     """Random patches of ladders.
+
+    The target `complement` is that of linear reconstructions: with the full-dose image F and L at dose 1/D out of the same
+    counts, (D F - L) / (D - 1) holds none of the counts of L.
 
     Parameters
     ----------
@@ -210,21 +207,19 @@ class Patches:
         ladder = self.ladders[int(rng.integers(len(self.ladders)))]
         dose = int(rng.integers(len(self.drfs)))
         index = ladder.drfs.index(self.drfs[dose])
-        realization = int(rng.integers(ladder.stored.shape[1]))
+        realization = int(rng.integers(ladder.realizations))
         size = np.array(self.size)
         if rng.random() < BODY_SHARE:
-            corner = ladder.body[rng.integers(len(ladder.body))] - size // 2
+            corner = ladder.body[rng.integers(len(ladder.body))] + rng.integers(0, BODY_STRIDE, 3) - size // 2
         else:
             corner = rng.integers(0, np.array(ladder.shape) - size + 1)
-        x, y, z = np.clip(corner, 0, np.array(ladder.shape) - size).tolist()
-        across = slice(x, x + self.size[0]), slice(y, y + self.size[1])
-        along = slice(z, z + self.size[2])
-        stored = ladder.stored[index, realization][across]
-        low = unpack(_neighbors(stored, along, self.slices), ladder.scale)
+        corner = tuple(np.clip(corner, 0, np.array(ladder.shape) - size).tolist())
+        low = self._with_neighbors(ladder, (index, realization), corner)
         if self._target == "noise-free":
-            target = ladder.target[(*across, along)]
+            assert ladder.noise_free is not None
+            target = ladder.noise_free.patch((), corner, self.size)
         else:
-            target = ladder.target[(realization, *across, along)]
+            target = ladder.images.patch((0, realization), corner, self.size)
             if self._target == "complement":
                 drf = self.drfs[dose]
                 target = (np.float32(drf) * target - low[self.slices // 2]) / np.float32(drf - 1)
@@ -234,10 +229,10 @@ class Patches:
             low = low[::-1]
         return low, target, ladder.condition(self._condition, index, realization), ladder.levels[index][realization].sd, dose
 
-
-def _neighbors(volume: np.ndarray, along: slice, slices: int) -> np.ndarray:
-    """(slices, x, y, z): the slices at `along` shifted by -slices // 2 ... slices // 2; beyond the ends the last one."""
-    depth = volume.shape[2]
-    shifts = range(-(slices // 2), slices // 2 + 1)
-    places = [np.clip(np.arange(along.start, along.stop) + shift, 0, depth - 1) for shift in shifts]
-    return np.stack([volume[:, :, p] for p in places])
+    def _with_neighbors(self, ladder: Ladder, index: tuple[int, int], corner: tuple[int, ...]) -> np.ndarray:
+        """(slices, x, y, z): the patch shifted along z by -slices // 2 ... slices // 2; beyond the ends the last slice."""
+        half, depth = self.slices // 2, ladder.shape[2]
+        first, last = max(0, corner[2] - half), min(depth, corner[2] + self.size[2] + half)
+        wide = ladder.images.patch(index, (*corner[:2], first), (*self.size[:2], last - first))
+        places = np.arange(corner[2], corner[2] + self.size[2]) + np.arange(-half, half + 1)[:, None]
+        return np.moveaxis(wide[:, :, np.clip(places, 0, depth - 1) - first], 2, 0)

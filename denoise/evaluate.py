@@ -13,7 +13,7 @@ from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from denoise.baselines import gaussian_baseline, non_local_means
 from denoise.conventions import CONVENTIONS
-from denoise.data import Ladder, has_noise_free, read_ladder
+from denoise.data import Ladder, read_ladder
 from denoise.denoiser import Denoiser
 from denoise.metrics import (
     bias_and_variance,
@@ -160,14 +160,6 @@ def evaluate(
     )
 
 
-def _read(path: Path) -> Ladder:
-    """A subject whose target is what it is compared with: noise-free, or of a measured image the full dose itself."""
-    if has_noise_free(path):
-        return read_ladder(path, "noise-free")
-    ladder = read_ladder(path, "full")
-    return replace(ladder, target=ladder.target[0])
-
-
 def all_methods(runs: Sequence[Path], tuned: dict[str, dict[str, float]], device: str) -> dict[str, Estimate]:
     """The identity, filters with what they were tuned to, and runs, by name.
 
@@ -218,13 +210,14 @@ def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     where = "val" if "val" in splits and split != "val" else "train"
     chosen = where if where in splits else split
     files = [data / s["file"] for s in read_index(data)["subjects"] if chosen in (s["split"], "all")]
-    ladders = [_read(path) for path in files[:TUNED_ON]]
+    ladders = [read_ladder(path) for path in files[:TUNED_ON]]
+    clean = [ladder.reference() for ladder in ladders]
     tuned: dict[str, dict[str, float]] = {"gaussian": {}, "non-local means": {}}
-    bodies = [body_mask(ladder.target) for ladder in ladders]
+    bodies = [body_mask(image) for image in clean]
     for dose, drf in enumerate(ladders[0].drfs):
 
         def error(make: Callable[[Ladder], np.ndarray]) -> float:
-            return sum(nrmse(make(x), x.target, body) for x, body in zip(ladders, bodies, strict=True))
+            return sum(nrmse(make(x), target, body) for x, target, body in zip(ladders, clean, bodies, strict=True))
 
         def smoothed(fwhm: float, dose: int = dose) -> float:
             return error(lambda x: gaussian_baseline(x.image(dose), fwhm, x.spacing_mm))
@@ -245,21 +238,24 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     DataError
         A file that cannot be read.
     """
-    ladder = _read(path)
+    ladder = read_ladder(path)
     with SubjectFile(path) as f:
         labels = f.array("truth/labels")
         text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
     names = {int(label): name for label, name in json.loads(text).items()}
-    clean, body = ladder.target, body_mask(ladder.target)
+    clean = ladder.reference()
+    body = body_mask(clean)
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
-    clean_is_full = np.array_equal(clean, ladder.image(0))
-    realizations = ladder.stored.shape[1]
+    clean_is_full = ladder.noise_free is None
+    realizations = ladder.realizations
     full = ladder.image(0, realizations - 1)
     # A measured full dose is one image, whatever the noise that was inserted below it.
     independent = realizations > 1 and not clean_is_full
     peak = own_range_peak(clean, body)
     plain = [_mse(ladder.image(d), clean, body) for d in range(len(ladder.drfs))]
-    variances = [_noise_variance(ladder, d, body) for d in range(len(ladder.drfs))]
+    variances = [
+        float(np.mean([_mse(ladder.image(d, r), clean, body) for r in range(realizations)])) for d in range(len(ladder.drfs))
+    ]
     grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
     liver = next((k for k, v in names.items() if v == "liver"), None)
     box = None if labels is None or liver is None else liver_sphere(labels, liver, grid)
@@ -341,10 +337,6 @@ def _around(box: tuple[slice, slice, slice], grid: Grid) -> tuple[slice, slice, 
 def _mse(image: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
     difference = (image - reference)[mask]
     return float(np.mean(difference.astype(np.float64) ** 2))
-
-
-def _noise_variance(ladder: Ladder, dose: int, body: np.ndarray) -> float:
-    return float(np.mean([_mse(ladder.image(dose, r), ladder.target, body) for r in range(ladder.stored.shape[1])]))
 
 
 def _equivalent(drfs: tuple[float, ...], plain: list[float], mse: float) -> float:

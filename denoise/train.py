@@ -322,7 +322,7 @@ def _dose_sd(ladders: list[Ladder], drfs: tuple[float, ...]) -> np.ndarray:
 
 
 def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelCard:
-    places = [(x, x.drfs.index(d), r) for x in ladders for d in settings.drf for r in range(x.stored.shape[1])
+    places = [(x, x.drfs.index(d), r) for x in ladders for d in settings.drf for r in range(x.realizations)
               if d in x.drfs]  # fmt: skip
     noise = [ladder.levels[d][r].relative for ladder, d, r in places]
     told = [ladder.condition(settings.condition, d, r) for ladder, d, r in places]

@@ -207,7 +207,7 @@ def test_parsing_imports_nothing_heavy():
 def test_named_conventions(run, dataset):
     found = evaluate([run], dataset, "all", "cpu", conventions=("unipet", "challenge"))
     path = dataset / "toy-0.h5"
-    ladder = read_ladder(path, "noise-free")
+    ladder = read_ladder(path)
     image, full = ladder.image(2), ladder.image(0, 1)
     row = next(r for r in found.rows if (r["subject"], r["method"], r["drf"]) == ("toy-0", "identity", 20.0))
     a, b = np.clip(image, 0, 20).astype(np.float64), np.clip(full, 0, 20).astype(np.float64)

@@ -22,7 +22,7 @@ from denoise.networks.unet import UNet, UNetShape
 from denoise.noise_level import noise_level
 from denoise.scaling import Scaling
 from denoise.train import TrainSettings, train
-from petsim.cache.store import write_subject
+from petsim.cache.store import write_index, write_subject
 
 TINY = TrainSettings(channels=(4, 8), patch=16, batch=2, max_steps=6, validate_every=3, ema=0.5)
 
@@ -115,10 +115,10 @@ def test_samples_are_patches_of_the_files(dataset):
 
 
 def test_suv_and_conditions(dataset):
-    ladder = read_ladder(dataset / "toy-0.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-0.h5")
     direct = record("toy-0", 0)
     np.testing.assert_allclose(ladder.image(1, 1), direct.images[1, 1] * 0.001, atol=2e-3)
-    np.testing.assert_allclose(ladder.target, direct.noise_free * 0.001, atol=2e-3)
+    np.testing.assert_allclose(ladder.reference(), direct.noise_free * 0.001, atol=2e-3)
     assert ladder.condition("drf", 2, 0) == pytest.approx(np.log(20))
     assert ladder.condition("nec", 1, 0) == pytest.approx(np.log(1e8 / 4 / 0.064))
     assert np.all(np.diff([ladder.condition("noise", d, 0) for d in range(3)]) > 0.3)
@@ -133,7 +133,7 @@ def test_complement_shares_no_counts_with_the_input(tmp_path):
     doses = {k: v[:2, :1] for k, v in record("counts", 0).doses.items()}
     write_subject(tmp_path / "counts.h5", replace(record("counts", 0), shape=(16, 16, 16), images=images, drfs=(1.0, 4.0),
                   noise_free=images[0, 0], activity=images[0, 0], mu=images[0, 0], labels=None, doses=doses))  # fmt: skip
-    ladder = read_ladder(tmp_path / "counts.h5", "complement")
+    ladder = read_ladder(tmp_path / "counts.h5")
     batch = Patches([ladder], (4.0,), (16, 16, 16), 1, "noise", "complement", 0).batch(0, [0])
     a, b = batch.low.ravel(), batch.target.ravel()
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.06
@@ -189,7 +189,7 @@ def test_every_method_trains_and_its_model_denoises(dataset, tmp_path, settings)
     assert result["steps"] == 6
     card = read_card(tmp_path / "run" / "best.safetensors")
     assert card.method == settings.regression and card.drfs == (4.0, 20.0) and card.scanners == ("toy",)
-    ladder = read_ladder(dataset / "toy-0.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-0.h5")
     out = Denoiser.load(tmp_path / "run", "cpu")(ladder.image(1), ladder.spacing_mm, 4.0, 20.0)
     assert out.image.shape == ladder.shape and np.isfinite(out.image).all()
     rows = (tmp_path / "run" / "log.csv").read_text().split()
@@ -251,7 +251,7 @@ def test_dose_specific_networks(dataset, tmp_path):
     result = train(dataset, tmp_path / "run", replace(TINY, method="dose-specific"), "cpu")
     assert list(result) == ["drf-4", "drf-20"]
     denoiser = Denoiser.load(tmp_path / "run", "cpu")
-    ladder = read_ladder(dataset / "toy-1.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-1.h5")
     for dose, drf in ((1, 4.0), (2, 20.0)):
         assert denoiser.choose(ladder.levels[dose][0].relative)[1].drfs == (drf,)
         assert denoiser.choose(0.01, drf)[1].drfs == (drf,)
@@ -284,7 +284,7 @@ def test_two_processes_equal_one(dataset, tmp_path):
 
 def test_a_reloaded_model_gives_the_same_output(dataset, tmp_path):
     train(dataset, tmp_path / "run", TINY, "cpu")
-    ladder = read_ladder(dataset / "toy-2.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-2.h5")
     first, again = (Denoiser.load(tmp_path / "run", "cpu")(ladder.image(2), ladder.spacing_mm).image for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
@@ -338,7 +338,7 @@ def test_windows_join_without_seams(dataset, tmp_path):
 def test_warnings_strength_and_bad_volumes(dataset, tmp_path):
     train(dataset, tmp_path / "run", replace(TINY, method="direct"), "cpu")
     denoiser = Denoiser.load(tmp_path / "run", "cpu")
-    ladder = read_ladder(dataset / "toy-0.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-0.h5")
     image = ladder.image(2)
     full, half, none = (denoiser(image, ladder.spacing_mm, strength=s).image for s in (1.0, 0.5, 0.0))
     np.testing.assert_array_equal(none, image)
@@ -358,7 +358,7 @@ def test_warnings_strength_and_bad_volumes(dataset, tmp_path):
 
 def test_a_model_conditioned_on_dose_must_be_told(dataset, tmp_path):
     train(dataset, tmp_path / "run", replace(TINY, method="dose-conditioned", condition="drf"), "cpu")
-    ladder = read_ladder(dataset / "toy-0.h5", "noise-free")
+    ladder = read_ladder(dataset / "toy-0.h5")
     with pytest.raises(UsageError, match="--drf"):
         Denoiser.load(tmp_path / "run", "cpu")(ladder.image(1), ladder.spacing_mm)
 
@@ -376,10 +376,20 @@ def test_wrong_settings(dataset, tmp_path, changes, message):
 def test_wrong_data(tmp_path):
     with pytest.raises(DataError, match="not a dataset"):
         read_split(tmp_path, "train", "noise-free")
-    write_subject(tmp_path / "a.h5", replace(record("a", 0), noise_free=None))
+    for name in "abc":
+        write_subject(tmp_path / f"{name}.h5", replace(record(name, 0), noise_free=None, mode="dose"))
+    write_index(tmp_path)
     with pytest.raises(DataError, match="noise-free"):
-        read_ladder(tmp_path / "a.h5", "noise-free")
-    assert read_ladder(tmp_path / "a.h5", "full").target.shape == (2, 24, 24, 16)
+        read_split(tmp_path, "train", "noise-free")
+    with pytest.raises(DataError, match="thinned"):
+        read_split(tmp_path, "train", "complement")
+    measured = read_split(tmp_path, "train", "full")[0]
+    np.testing.assert_array_equal(measured.reference(), measured.image(0))
+    bad = record("a", 0).images.copy()
+    bad[1, 1, 3, 4, 5] = np.nan
+    write_subject(tmp_path / "a.h5", replace(record("a", 0), images=bad))
+    with pytest.raises(DataError, match="not finite"):
+        read_ladder(tmp_path / "a.h5")
     write_subject(tmp_path / "b.h5", record("b", 0, suv_factor=None))
     with pytest.raises(DataError, match="SUV"):
-        read_ladder(tmp_path / "b.h5", "full")
+        read_ladder(tmp_path / "b.h5")
