@@ -55,6 +55,11 @@ class MappedImages:
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k != "_halves"}
 
+    def mapped(self) -> "MappedImages":
+        """The same, mapped already: it stays readable when the file is removed."""
+        _ = self._halves
+        return self
+
     @cached_property
     def _halves(self) -> np.ndarray:
         return np.memmap(self.path, np.uint16, "r", shape=(self.path.stat().st_size // 2,))

@@ -6,8 +6,8 @@ Dead time of a block is taken in inverse proportion to its face, tau = `TAU_AREA
 triggers matters and one constant serves blocks of all sizes. Trues and scatter live with both of their blocks, randoms are
 2 tau s_i s_j of the live singles. A photon that piles up on another within the block's integration time leaves the energy
 window, which is lost by the same exp(-n tau): the constant stands for both losses together, and only their sum could be told
-from count rates. Scattered photons that pile-up lifts into the window, and limits of system links and coincidence processors,
-are not modeled.
+from count rates. Scattered photons that pile-up lifts into the window, and limits of links and coincidence processors, are
+not modeled.
 """
 
 import math
