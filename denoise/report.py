@@ -197,7 +197,7 @@ def _page(result: Evaluation, targets: dict[str, str]) -> str:
         "<style>"
         "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}"
         "table{border-collapse:collapse;font-size:13px}"
-        "td,th{border-bottom:1px solid #ddd;padding:.3em .6em;text-align:right}"
+        "td,th{border-bottom:1px solid #ddd;padding:.3em .6em;text-align:right}td{white-space:nowrap}"
         "td:nth-child(2),td:nth-child(3),th:nth-child(2),th:nth-child(3){text-align:left}div{overflow-x:auto}"
         "img{max-width:100%}figure{margin:2em 0}figcaption{color:#555}</style></head><body>"
         f"<h1>Evaluation of denoisers</h1>{pictures}<h2>Summary</h2><div><table><thead><tr>{head}</tr></thead>"
@@ -266,7 +266,8 @@ def spectrum_figure(result: Evaluation) -> "Figure":
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, spectrum in result.spectra.items():
-        axes.plot(spectrum.frequency_per_mm, spectrum.power, label=name)
+        # The input has no color of its own in the figure of gains.
+        axes.plot(spectrum.frequency_per_mm, spectrum.power, "0.5" if name == "identity" else "-", label=name)
     axes.set_yscale("log")
     axes.set_xlabel("spatial frequency [1/mm]")
     axes.set_ylabel("noise power [SUV² mm²]")
