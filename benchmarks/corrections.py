@@ -17,11 +17,12 @@ from data_recipes.phantoms.whole_body import whole_body
 from petsim.corrections import Estimator, oracle
 from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
+from petsim.model import build_model
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import plan_subject
 from petsim.reconstruct import Reconstructor
 from petsim.settings import SimulationSettings
-from petsim.simulation import build_model, simulate_plan
+from petsim.simulation import simulate_plan
 
 DRFS = (1.0, 20.0, 100.0)
 

@@ -4,8 +4,8 @@
 
 RUNS_FOLDER is that of `benchmarks.cross_dose` (its `runs`). Settled before the first run: the scan is taken as the full
 dose, and noise of DRF 2 to 200 of a 20 s scan on the Vision 600 is inserted, `fast`, liver at the center, two realizations,
-as the networks were trained for. Figure: gain in PSNR in the body against the scan itself; ceiling 10 log10 D. The filters
-are tuned on this very scan. One patient: no interval.
+as the networks were trained for. Figure: gain in PSNR in the body against the scan itself, whose own noise sets a ceiling
+that is not known. The filters are tuned on this very scan. One patient: no interval.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(scan: str, runs: Path, out: Path) -> None:
     keep_freed_memory()
     settings = SimulationSettings(
         scanner=SMALL.scanner, preset="fast", drf=DOSES, realizations=2, duration_s=SMALL.duration_s,
-        center_mm=liver_middle_mm(read_source(scan)),
+        full_dose="source", center_mm=liver_middle_mm(read_source(scan)),
     )  # fmt: skip
     make_dataset(Request(str(out / "data"), sources=(scan,), settings=settings))
     result = evaluate([runs / name for name in contestants(SMALL.settings)], out / "data", "all")

@@ -16,9 +16,10 @@ from benchmarks.common import emit
 from data_recipes.contour import with_mu
 from data_recipes.readers.read import read_source
 from petsim.counts import storage
+from petsim.model import SAMPLED_VIEWS, build_model, expected_total
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import SAMPLED_VIEWS, build_model, expected_total, simulate_plan
+from petsim.simulation import simulate_plan
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Denoise files: NIfTI or DICOM in, the same kind out."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.readers.nifti import ENDINGS
-from data_recipes.readers.read import read_source
+from data_recipes.readers.read import read_suv_per_value
 from data_recipes.writers.like import Volume, from_canonical, read_volume, to_canonical, write_like
 from denoise.denoiser import Denoiser, model_files
 
@@ -21,14 +22,15 @@ class ApplyOptions:
 
     Parameters
     ----------
-    units : str, optional
+    source_units : str, optional
         "bqml" or "suv"; None: what the file says.
     sidecar : str, optional
         JSON or CSV beside a NIfTI file.
-    weight_kg, injected_mbq, uptake_s : float, optional
+    weight_kg, activity_mbq, uptake_s : float, optional
         For SUV, where the file does not say.
-    drf : float, optional
-        Dose reduction factor of the input, for models that are told it or trained for one dose each.
+    drf, nec_per_m : float, optional
+        Dose reduction factor, and noise-equivalent counts a meter, of the input, for models that are told one of them; the
+        former also for those trained for one dose each.
     strength : float
         0 leaves the input, 1 is the full effect.
     weights : str
@@ -37,12 +39,13 @@ class ApplyOptions:
     overwrite : bool
     """
 
-    units: str | None = None
+    source_units: str | None = None
     sidecar: str | None = None
     weight_kg: float | None = None
-    injected_mbq: float | None = None
+    activity_mbq: float | None = None
     uptake_s: float | None = None
     drf: float | None = None
+    nec_per_m: float | None = None
     strength: float = 1.0
     weights: str = "best"
     device: str = "auto"
@@ -53,6 +56,8 @@ class ApplyOptions:
             raise UsageError(f"--strength: must be 0 to 1, got {self.strength:g}")
         if self.drf is not None and not self.drf >= 1:
             raise UsageError(f"--drf: must be 1 or more, got {self.drf:g}")
+        if self.nec_per_m is not None and not self.nec_per_m >= 1:
+            raise UsageError(f"--nec-per-m: must be 1 or more, got {self.nec_per_m:g}")
 
 
 def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -> list[dict[str, Any]]:
@@ -82,13 +87,17 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
     targets = [_target(path, out, len(inputs)) for path in inputs]
     if len(set(targets)) < len(targets):
         raise UsageError("two inputs have one name; denoise them one at a time")
+    for target in targets:
+        if target.exists() and not options.overwrite:
+            raise DataError(f"--out: {target.name} exists; choose another name or add --overwrite")
     results = []
     for path, target in zip(inputs, targets, strict=True):
         volume = read_volume(path)
         factor = _suv_factor(volume, options)
         values = to_canonical(volume.values, volume)
         spacing = _canonical_spacing(volume)
-        result = denoiser(values * np.float32(factor), spacing, options.drf, strength=options.strength)
+        log_nec = None if options.nec_per_m is None else math.log(options.nec_per_m)
+        result = denoiser(values * np.float32(factor), spacing, options.drf, log_nec, options.strength)
         name = denoiser.choose(result.relative_noise, options.drf)[1].method.name
         write_like(
             volume, from_canonical(result.image / np.float32(factor), volume), target,
@@ -115,22 +124,12 @@ def _target(path: Path, out: Path, inputs: int) -> Path:
 
 def _suv_factor(volume: Volume, options: ApplyOptions) -> float:
     """SUV for 1 of the file's unit."""
-    unit = volume.unit if options.units is None else options.units
-    if unit == "suv":
-        return 1.0
-    if unit == "unknown":
-        raise DataError(f"{volume.path.name}: the unit is not known; give --units bqml or --units suv")
-    subject = read_source(
-        volume.path, units=options.units, sidecar=options.sidecar, weight_kg=options.weight_kg,
-        injected_mbq=options.injected_mbq, uptake_s=options.uptake_s,
+    if volume.unit == "unknown" and options.source_units is None and options.sidecar is None:
+        raise DataError(f"{volume.path.name}: the unit is not known; give --source-units bqml or suv")
+    return read_suv_per_value(
+        volume.path, units=options.source_units, sidecar=options.sidecar, weight_kg=options.weight_kg,
+        injected_mbq=options.activity_mbq, uptake_s=options.uptake_s,
     )  # fmt: skip
-    factor = subject.suv_factor()
-    if factor is None:
-        raise DataError(
-            f"{volume.path.name}: weight, injected activity or uptake time is not known, which SUV need; give --weight-kg, "
-            "--injected-mbq and --uptake-s"
-        )
-    return factor * (1000.0 if unit == "kbqml" else 1.0)
 
 
 def _canonical_spacing(volume: Volume) -> tuple[float, float, float]:

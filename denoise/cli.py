@@ -76,18 +76,20 @@ class Apply:
     """NIfTI files or DICOM folders."""
     out: str
     """File or folder to write; for several inputs a folder."""
-    units: Literal["bqml", "suv"] | None = None
+    source_units: Literal["bqml", "suv"] | None = None
     """Unit of the values. Default: what the file says."""
     sidecar: str | None = None
     """JSON or CSV with weight and injected activity beside a NIfTI file."""
     weight_kg: float | None = None
     """Body weight, where the file does not say."""
-    injected_mbq: float | None = None
+    activity_mbq: float | None = None
     """Injected activity, where the file does not say."""
     uptake_s: float | None = None
     """Seconds from injection to scan start, where the file does not say."""
     drf: float | None = None
     """Dose reduction factor of the inputs, for models that need it. Default: the noise level is measured."""
+    nec_per_m: float | None = None
+    """Noise-equivalent counts a meter of the inputs, for models that are told them."""
     strength: float = 1.0
     """0 leaves the input, 1 is the full effect."""
     weights: Literal["best", "last"] = "best"
@@ -152,6 +154,11 @@ def _run(command: Any) -> dict[str, Any]:
         return _apply(command) if isinstance(command, Apply) else _evaluate(command)
     except ModuleNotFoundError as error:
         raise DataError(f"{error.name} is not installed; run pip install 'petsim[train]'") from None
+    except RuntimeError as error:
+        # What torch raises, on a GPU and on a CPU.
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise MemoryError from None
+        raise
 
 
 def _train(command: Train) -> dict[str, Any]:
@@ -201,17 +208,17 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     from denoise.denoiser import model_files
     from denoise.evaluate import evaluate
     from denoise.model_file import read_card
-    from denoise.report import markdown, write_evaluation
+    from denoise.report import make_folder, markdown, write_evaluation
     from petsim.progress import progress_bar
 
-    runs = [Path(r) for r in command.runs]
+    runs, out = [Path(r) for r in command.runs], Path(command.out)
+    make_folder(out)
     with progress_bar(1) as report:
         result = evaluate(
             runs, Path(command.data), command.split, command.device, command.seed, command.convention,
             lambda what, fraction: report("evaluating", what, fraction),
         )  # fmt: skip
     targets = {run.name: read_card(model_files(run)[0]).target for run in runs}
-    out = Path(command.out)
     write_evaluation(result, out, targets)
     print(markdown(result, targets))
     print(f"{out / 'index.html'}")

@@ -42,6 +42,8 @@ class Ladder:
         float64 (dose, realization): logarithm of noise-equivalent counts a meter of the image's length.
     spacing_mm : tuple of float
     scanner, mode : str
+    inserted : bool
+        Noise was inserted below a measured full dose, whose own noise it does not share.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Ladder:
     spacing_mm: tuple[float, float, float]
     scanner: str
     mode: str
+    inserted: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -98,7 +101,7 @@ def read_ladder(path: Path) -> Ladder:
         known = "reference/noise_free" in f.h5
         drfs, spacing, mode = tuple(f.drfs), f.spacing_mm, str(f.h5["doses"].attrs["mode"])
         nec = f.doses()["nec"]
-        scanner = str(f.attribute("scanner"))
+        scanner, inserted = str(f.attribute("scanner")), f.json("provenance").get("full_dose") == "source"
     images = MappedImages(path, "recon", factor)
     clean = MappedImages(path, "reference/noise_free", factor) if known else None
     levels = [[noise_level(images.volume(d, r)) for r in range(images.shape[1])] for d in range(len(drfs))]
@@ -106,7 +109,7 @@ def read_ladder(path: Path) -> Ladder:
     length_m = images.shape[-1] * spacing[2] / 1000
     return Ladder(
         path.stem, drfs, images, clean, body.astype(np.int32), levels, np.log(np.maximum(nec, 1.0) / length_m), spacing,
-        scanner, mode,
+        scanner, mode, inserted,
     )  # fmt: skip
 
 
@@ -125,8 +128,11 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
     first = ladders[0]
     for ladder in ladders:
         if target == "noise-free" and ladder.noise_free is None:
+            raise DataError(f"{ladder.name}: a measured image has no noise-free reference; train with --target full")
+        if target == "complement" and ladder.inserted:
             raise DataError(
-                f"{ladder.name}: a measured image has no noise-free reference; train with --target complement or full"
+                f"{ladder.name}: the full dose is a measured image with noise of its own, so that no complement is "
+                "independent of the input; train with --target full"
             )
         if target == "complement" and ladder.mode != "thin":
             raise DataError(f"{ladder.name}: --target complement needs thinned counts, made with --mode thin")
@@ -162,7 +168,8 @@ class Patches:
     """Random patches of ladders.
 
     The target `complement` is that of linear reconstructions: with the full-dose image F and L at dose 1/D out of the same
-    counts, (D F - L) / (D - 1) holds none of the counts of L.
+    counts, (D F - L) / (D - 1) holds none of the counts of L. Where noise was inserted below a measured full dose that does
+    not hold, and `read_split` refuses it.
 
     Parameters
     ----------

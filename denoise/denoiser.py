@@ -24,6 +24,9 @@ OVERLAP = 32
 FEATURES = 16
 """Memory that a network takes: so many times its first level's channels for every voxel of a window (14 to 16 measured)."""
 
+WIDER_LOG = 0.05
+"""Logarithms of dose or counts may leave the trained range by so much without a warning."""
+
 WIDER = 1.05
 """Noise levels and voxels may leave the trained range by this factor without a warning."""
 
@@ -118,12 +121,14 @@ class Denoiser:
         if not np.isfinite(image).all():
             raise DataError("the volume holds values that are not finite; mend it, or set them to 0")
         level = noise_level(image)
+        if level.sd == 0:
+            raise DataError("the volume has no noise that could be measured; there is nothing to denoise")
         network, card = self.choose(level.relative, drf)
         told = {"noise": np.log(level.relative), "nec": log_nec_per_m, "drf": None if drf is None else np.log(drf)}
         condition = told[card.condition]
         if condition is None:
             if card.method.conditioned:
-                flag = {"nec": "noise-equivalent counts", "drf": "--drf"}[card.condition]
+                flag = {"nec": "--nec-per-m", "drf": "--drf"}[card.condition]
                 raise UsageError(f"{flag}: this model must be told it; give it, or use a model conditioned on noise")
             condition = 0.0
         estimate = _in_windows(network, card, np.ascontiguousarray(image, np.float32), float(condition), level.sd)
@@ -131,7 +136,7 @@ class Denoiser:
             # What is never negative, as images of OSEM, stays so.
             estimate = np.maximum(estimate, 0)
         out = image + np.float32(strength) * (estimate - image)
-        return Denoised(out, level.relative, tuple(_warnings(card, level.relative, spacing_mm)))
+        return Denoised(out, level.relative, tuple(_warnings(card, level.relative, float(condition), spacing_mm)))
 
 
 def model_files(run: Path, weights: str = "best") -> list[Path]:
@@ -144,16 +149,26 @@ def model_files(run: Path, weights: str = "best") -> list[Path]:
     paths = sorted(run.glob(f"drf-*/{name}"), key=lambda p: float(p.parent.name.removeprefix("drf-")))
     if not paths:
         raise DataError(f"{run.name}: no {name}; give a folder that denoise train made")
+    begun = {path.name for path in run.glob("drf-*")}
+    missing = sorted(begun - {path.parent.name for path in paths})
+    if missing:
+        raise DataError(f"{run.name}: no {name} in {', '.join(missing)}; run the same denoise train again to go on")
     return paths
 
 
-def _warnings(card: ModelCard, relative: float, spacing_mm: tuple[float, float, float]) -> list[str]:
+def _warnings(card: ModelCard, relative: float, condition: float, spacing_mm: tuple[float, float, float]) -> list[str]:
     found = []
     low, high = card.noise_range
     if not low / WIDER <= relative <= high * WIDER:
         found.append(
             f"noise level {relative:.3f} lies outside {low:.3f} to {high:.3f}, for which the network was trained; its "
             "output is an extrapolation"
+        )
+    least, most = card.condition_range
+    if card.method.conditioned and card.condition != "noise" and not least - WIDER_LOG <= condition <= most + WIDER_LOG:
+        found.append(
+            f"the network is told {np.exp(condition):.4g} ({card.condition}), outside {np.exp(least):.4g} to "
+            f"{np.exp(most):.4g}, for which it was trained; its output is an extrapolation"
         )
     if not np.allclose(spacing_mm, card.voxel_mm, rtol=WIDER - 1):
         here, there = (" x ".join(f"{v:.2f}" for v in s) for s in (spacing_mm, card.voxel_mm))

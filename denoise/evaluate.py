@@ -76,8 +76,9 @@ class Evaluation:
         Means over subjects by dose and method, with intervals.
     tuned : dict
         What the filters were tuned to, by DRF.
-    split, target_kind : str
-        Subjects evaluated; "independent" or "nested" full dose as the noisy reference.
+    split, tuned_on, target_kind : str
+        Subjects evaluated, and those that the filters were tuned on; "independent" or "nested" full dose as the noisy
+        reference.
     pictures : dict
         By method: a coronal slice (x, z) of the first subject at the lowest dose, float32 SUV.
     slice_mm : tuple of float
@@ -92,6 +93,7 @@ class Evaluation:
     summary: list[dict[str, Any]]
     tuned: dict[str, dict[str, float]]
     split: str
+    tuned_on: str
     target_kind: str
     pictures: dict[str, np.ndarray]
     slice_mm: tuple[float, float]
@@ -139,6 +141,8 @@ def evaluate(
     ------
     DataError, UsageError
     """
+    if seed < 0:
+        raise UsageError(f"--seed: must be 0 or more, got {seed}")
     entries = [s for s in read_index(data)["subjects"] if split in (s["split"], "all")]
     if not entries:
         raise DataError(f"{data.name}: no subject in the split '{split}'")
@@ -156,7 +160,16 @@ def evaluate(
         for name in dict.fromkeys(name for one in found for name in one.spectra)
     }
     return Evaluation(
-        rows, organs, summarize(rows, seed), tuned, split, first.target_kind, first.pictures, first.slice_mm, spectra
+        rows,
+        organs,
+        summarize(rows, seed),
+        tuned,
+        split,
+        _tuning_split(data, split),
+        first.target_kind,
+        first.pictures,
+        first.slice_mm,
+        spectra,
     )
 
 
@@ -201,14 +214,18 @@ def _non_local_means(ladder: Ladder, dose: int, realization: int, strength: floa
     return non_local_means(ladder.image(dose, realization), ladder.levels[dose][realization].sd, strength, 1, 3)
 
 
+def _tuning_split(data: Path, split: str) -> str:
+    splits = {s["split"] for s in read_index(data)["subjects"]}
+    where = "val" if "val" in splits and split != "val" else "train"
+    return where if where in splits else split
+
+
 def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     """Width and strength of least mean squared error to the noise-free image on validation subjects, by DRF.
 
     Where no subject is for validation, or those are what is evaluated (`split`), on training subjects.
     """
-    splits = {s["split"] for s in read_index(data)["subjects"]}
-    where = "val" if "val" in splits and split != "val" else "train"
-    chosen = where if where in splits else split
+    chosen = _tuning_split(data, split)
     files = [data / s["file"] for s in read_index(data)["subjects"] if chosen in (s["split"], "all")]
     ladders = [read_ladder(path) for path in files[:TUNED_ON]]
     clean = [ladder.reference() for ladder in ladders]
@@ -246,14 +263,14 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     clean = ladder.reference()
     body = body_mask(clean)
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
-    clean_is_full = ladder.noise_free is None
+    measured = ladder.noise_free is None
     realizations = ladder.realizations
-    full = ladder.image(0, realizations - 1)
-    # A measured full dose is one image, whatever the noise that was inserted below it.
-    independent = realizations > 1 and not clean_is_full
+    # A measured full dose is noisy truth, and serves neither bias nor ceiling.
+    independent = realizations > 1 and not measured
+    full = ladder.image(0, realizations - 1) if independent else ladder.image(0)
     peak = own_range_peak(clean, body)
     plain = [_mse(ladder.image(d), clean, body) for d in range(len(ladder.drfs))]
-    variances = [
+    errors = [
         float(np.mean([_mse(ladder.image(d, r), clean, body) for r in range(realizations)])) for d in range(len(ladder.drfs))
     ]
     grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
@@ -270,22 +287,25 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
             several = [make(ladder, dose, r) for r in range(realizations)]
             image = several[0]
             row: dict[str, Any] = {"subject": ladder.name, "scanner": ladder.scanner, "drf": drf, "method": name}
-            row["reference"] = "full dose" if clean_is_full else "noise-free"
+            row["reference"] = "full dose" if measured else "noise-free"
             row["psnr_db"] = psnr_db(image, clean, PEAK_SUV, body)
             row["psnr_own_range_db"] = psnr_db(image, clean, peak, body)
             row["psnr_volume_db"] = psnr_db(image, clean, PEAK_SUV, None)
             row["ssim"] = ssim(image, clean, peak, body)
             row["nmae"], row["nrmse"] = nmae(image, clean, body), nrmse(image, clean, body)
-            ratio = drf if clean_is_full else variances[dose] / variances[0]
-            if drf > 1 and ratio > 1:
+            if drf > 1:
                 row["gain_db"] = 10 * math.log10(against_full / _mse(image, full, body))
+            # Thinned counts and a shorter window have the variance of their counts, a lower injection fewer randoms too.
+            ratio = errors[dose] / errors[0] if ladder.mode == "dose" else drf
+            if drf > 1 and ratio > 1 and not measured:
                 row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
-            row["equivalent_counts"] = _equivalent(ladder.drfs, plain, _mse(image, clean, body))
+            if not measured:
+                row["equivalent_counts"] = _equivalent(ladder.drfs, plain, _mse(image, clean, body))
             taken = several[0] - (ladder.image(dose) if name != "identity" else clean)
             row["residual_correlation"] = float(np.mean([residual_autocorrelation(taken, body, s) for s in NEIGHBORS]))
             for convention in conventions:
                 row |= {f"{convention}_{k}": v for k, v in CONVENTIONS[convention](image, full).items()}
-            if realizations > 1:
+            if independent:
                 row["squared_bias"], row["variance"] = bias_and_variance(np.stack(several), clean, body)
             row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
             if box is not None:

@@ -13,6 +13,7 @@ Border = Literal["reflect", "constant"]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
+_SLAB = 64
 _SSIM_K1 = 0.01
 _SSIM_K2 = 0.03
 
@@ -85,13 +86,29 @@ def ssim(
     Wang et al. 2004, doi 10.1109/TIP.2003.819861.
     """
     _check_peak(peak)
+    if mask is not None and not mask.any():
+        raise DataError("the mask is empty; choose one that covers part of the image")
+    total, voxels, depth = 0.0, 0, image.shape[2]
+    # In slabs: float64 copies of a whole body would take ten times its memory.
+    for first in range(0, depth, _SLAB):
+        low, high = max(0, first - _SSIM_RADIUS), min(depth, first + _SLAB + _SSIM_RADIUS)
+        found = _ssim_map(image[:, :, low:high], reference[:, :, low:high], peak, border)
+        part = slice(first, min(depth, first + _SLAB))
+        found = found[:, :, part.start - low : part.stop - low]
+        inside = found if mask is None else found[mask[:, :, part]]
+        total += float(inside.sum())
+        voxels += inside.size
+    return total / voxels
+
+
+def _ssim_map(image: np.ndarray, reference: np.ndarray, peak: float, border: Border) -> np.ndarray:
     a, b = image.astype(np.float64), reference.astype(np.float64)
     mean_a, mean_b = _window(a, border), _window(b, border)
     variances = _window(a * a, border) - mean_a**2 + _window(b * b, border) - mean_b**2
     covariance = _window(a * b, border) - mean_a * mean_b
     c1, c2 = (_SSIM_K1 * peak) ** 2, (_SSIM_K2 * peak) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return float(_inside(luminance * (2 * covariance + c2) / (variances + c2), mask).mean())
+    return luminance * (2 * covariance + c2) / (variances + c2)
 
 
 def nmae(image: np.ndarray, reference: np.ndarray, mask: np.ndarray | None) -> float:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from data_recipes.errors import DataError
 from denoise.data import Condition, Target
-from denoise.methods import Method
+from denoise.methods import Method, MethodName, Variant
 from denoise.networks.unet import UNet, UNetShape, placed
-from denoise.scaling import Scaling
+from denoise.scaling import Scaling, Transform
 from petsim.cache.store import whole_or_nothing
 
 FORMAT = "petsim-denoise 1"
@@ -115,7 +115,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[UNet, ModelCard]:
             got = card.method.estimate(network, card.scaling, *(t.to(device) for t in (low, condition, sd))).cpu()
         same = bool(torch.isfinite(got).all()) and got.shape == wanted.shape
         same = same and bool(((got - wanted).abs().max() <= _TOLERANCE * (1 + wanted.abs().max())).item())
-    except (RuntimeError, KeyError, ValueError, TypeError):
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError):
         raise DataError(f"{path.name}: its tensors do not fit its description; train again or fetch the file anew") from None
     if not same:
         raise DataError(f"{path.name}: does not give the output that was stored with it; fetch the file anew")
@@ -144,6 +144,18 @@ def _card(values: dict[str, Any]) -> ModelCard:
     small = 1 <= len(shape.channels) <= 8 and all(1 <= n <= 4096 for n in shape.channels)
     if not (small and shape.slices in range(1, 32, 2) and shape.depth in (1, 3)):
         raise DataError("unreasonable network")
+    chosen = (
+        (values["method"]["name"], MethodName), (values["method"]["variant"], Variant),
+        (values["scaling"]["transform"], Transform), (values["condition"], Condition), (values["target"], Target),
+    )  # fmt: skip
+    if any(value not in get_args(known) for value, known in chosen):
+        raise DataError("unknown method, transform, condition or target")
+    numbers = {"noise_range": 2, "condition_range": 2, "voxel_mm": 3, "drfs": max(1, len(values["drfs"]))}
+    for name, length in numbers.items():
+        if len(values[name]) != length or not np.isfinite(np.asarray(values[name], np.float64)).all():
+            raise DataError(f"unreasonable {name}")
+    if not (min(values["noise_range"]) > 0 and min(values["voxel_mm"]) > 0 and min(values["drfs"]) >= 1):
+        raise DataError("unreasonable ranges")
     return ModelCard(**{
         **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()},
         "method": Method(**values["method"]), "shape": shape, "scaling": Scaling(**values["scaling"]),

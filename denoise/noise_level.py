@@ -10,6 +10,9 @@ from data_recipes.errors import DataError
 BLOCK = 8
 """Edge, in voxels, of the cubes in which noise is measured."""
 
+SLAB = 64
+"""Slices worked on at a time, a multiple of `BLOCK`."""
+
 
 @dataclass(frozen=True)
 class NoiseLevel:
@@ -83,13 +86,20 @@ def noise_level(image: np.ndarray) -> NoiseLevel:
     mean = float(image[body].mean(dtype=np.float64)) if body.any() else 0.0
     if min(image.shape[:2]) < 3 or mean <= 0:
         raise DataError("the volume has no body in which noise could be measured; give a PET volume")
+    # In slabs: float64 copies of a whole body would take many times its memory.
+    slabs = [slice(first, first + SLAB) for first in range(0, image.shape[2], SLAB)]
+    sums = [_squares_and_voxels(image[:, :, slab], body[1:-1, 1:-1, slab]) for slab in slabs]
+    squares, voxels = (np.concatenate(parts, axis=2) for parts in zip(*sums, strict=True))
+    full = voxels >= 0.5 * voxels.max()
+    return NoiseLevel(float(np.sqrt(np.median(squares[full] / voxels[full]) / 3)), mean)
+
+
+def _squares_and_voxels(image: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of squared second differences, and voxels, of the body in cubes."""
     core = image[1:-1, 1:-1].astype(np.float64)
     fine = (core - 0.5 * (image[:-2, 1:-1] + image[2:, 1:-1])) ** 2
     fine += (core - 0.5 * (image[1:-1, :-2] + image[1:-1, 2:])) ** 2
-    inside = body[1:-1, 1:-1]
-    squares, voxels = _block_sums(np.where(inside, fine, 0)), _block_sums(inside.astype(np.float64))
-    full = voxels >= 0.5 * voxels.max()
-    return NoiseLevel(float(np.sqrt(np.median(squares[full] / voxels[full]) / 3)), mean)
+    return _block_sums(np.where(inside, fine, 0)), _block_sums(inside.astype(np.float64))
 
 
 def _block_sums(values: np.ndarray) -> np.ndarray:

@@ -63,10 +63,7 @@ def write_evaluation(result: Evaluation, out: Path, targets: dict[str, str]) -> 
     DataError
         A folder that cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
+    make_folder(out)
     for name, rows in (("subjects", result.rows), ("organs", result.organs), ("summary", result.summary)):
         with whole_or_nothing(out / f"{name}.csv") as temporary:
             temporary.write_text(_csv(rows), encoding="utf-8")
@@ -74,6 +71,14 @@ def write_evaluation(result: Evaluation, out: Path, targets: dict[str, str]) -> 
         temporary.write_text(markdown(result, targets), encoding="utf-8")
     with whole_or_nothing(out / "index.html") as temporary:
         temporary.write_text(_page(result, targets), encoding="utf-8")
+
+
+def make_folder(out: Path) -> None:
+    """Folder of an evaluation; `DataError` where it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -119,7 +124,7 @@ def notes(result: Evaluation) -> list[str]:
         f"Noise frequency: mean of the noise power spectrum in slices of the liver, {SPECTRUM_MM:g} mm wide; lower is "
         "blotchier. Residual correlation: of input minus output with itself one voxel away (of the input: of its noise); "
         "what exceeds the input's is structure taken out.",
-        "Gaussian and non-local means are tuned by dose on validation subjects against their noise-free images.",
+        f"Gaussian and non-local means are tuned by dose on {result.tuned_on} subjects against the same reference.",
         "Model observers and readers: not done.",
         *_convention_notes(result),
     ]

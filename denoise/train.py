@@ -106,6 +106,8 @@ class TrainSettings:
         for name in ("patch", "batch", "max_steps", "learning_rate", "clip_norm", "validate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')}: must be positive, got {getattr(self, name):g}")
+        if self.seed < 0:
+            raise UsageError(f"--seed: must be 0 or more, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise UsageError(f"--ema: must be at least 0 and below 1, got {self.ema:g}")
         if not self.channels or any(n < 1 for n in self.channels):
@@ -205,6 +207,9 @@ def train(
         if settings.method != "dose-specific":
             return _train_one(ladders, run, replace(settings, drf=drfs), digest, place, progress)
         results = {}
+        # All folders from the start, so that a run that was interrupted is seen to lack doses.
+        for drf in drfs:
+            _make_folder(run / f"drf-{drf:g}")
         for k, drf in enumerate(drfs):
 
             def part(steps: int, error: float, first: int = k * settings.max_steps) -> None:
@@ -335,6 +340,13 @@ def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelC
     )  # fmt: skip
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {path.name}: {error.strerror}; choose a folder that can be written") from None
+
+
 def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) -> dict[str, Any] | None:
     """State of a run to go on with, None for a new one."""
     path, values = run / "settings.json", {**asdict(settings), "data_sha256": digest}
@@ -344,7 +356,7 @@ def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) ->
             if path.read_text(encoding="utf-8") != text:
                 raise DataError(f"--out {run.name}: holds a run of other settings or data; choose another folder")
         elif place.is_first:
-            run.mkdir(parents=True, exist_ok=True)
+            _make_folder(run)
             with whole_or_nothing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -391,6 +403,7 @@ def _logs(run: Path, done: int, place: _Place) -> Iterator[Callable[[int, float,
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
         writer.writerows([["step", "error", "validation_error"], *rows])
+        f.flush()
 
         def log(step: int, error: float, watched: float) -> None:
             writer.writerow([step, error, watched])

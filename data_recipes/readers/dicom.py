@@ -1,6 +1,7 @@
 """PET DICOM series as subjects."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,33 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
         return _subject(read_series(Path(folder), "PT"), stated)
 
 
-def _subject(series: Series, stated: Stated) -> Subject:
-    first = series.slices[0]
-    check_complete(series.slices)
+@dataclass(frozen=True)
+class _Meaning:
+    """What tags and statements say of the values of a series; they are in `unit` times `decay` at scan start."""
+
+    unit: str
+    decay: float
+    correction: str
+    iso: Isotope | None
+    tagged: Injection
+    injection: Injection
+    durations_s: list[float]
+    decay_factors: list[float]
+    notes: list[str]
+    warnings: list[str]
+
+
+def _interpret(slices: tuple[Slice, ...], stated: Stated) -> _Meaning:
+    first = slices[0]
+    check_complete(slices)
     check_image(first)
     info = injected_item(first)
     iso = find_isotope(first, info)
     unit = _units(first, stated)
     correction = _decay_correction(first, stated)
-    timing = find_timing(series.slices, info, iso, uptake_stated=stated.uptake_s is not None)
-    frames = sorted({d for item in series.slices if (d := duration_s(item)) is not None})
-    notes = list(series.notes) + list(timing.notes)
-    warnings: list[str] = []
+    timing = find_timing(slices, info, iso, uptake_stated=stated.uptake_s is not None)
+    frames = sorted({d for item in slices if (d := duration_s(item)) is not None})
+    notes, warnings = list(timing.notes), []
     tagged = Injection(
         isotope="F-18" if iso is None else iso.name,
         tracer=find_tracer(first, info),
@@ -91,40 +107,60 @@ def _subject(series: Series, stated: Stated) -> Subject:
     if len(frames) > 1 and stated.duration_s is None:
         warnings.append("bed positions have different ActualFrameDuration: no single duration can be given")
     injection = stated.over(tagged)
-    factors = _check_decay(series, iso, correction, timing.scan_start, injection.uptake_s)
+    factors = _check_decay(slices, iso, correction, timing.scan_start, injection.uptake_s)
     if not factors:
         warnings.append("DecayFactor could not be checked: it, or the half-life, is missing")
-    values = series.values
-    if unit == "suv":
-        values = values * np.float32(suv_scale(injection, first.file))
-    elif correction == "ADMIN" and injection.uptake_s is not None and iso is not None:
-        values = values * np.float32(decay_factor(iso, injection.uptake_s))
+    decay = 1.0
+    if unit != "suv" and correction == "ADMIN" and injection.uptake_s is not None and iso is not None:
+        decay = decay_factor(iso, injection.uptake_s)
         notes.append("decay correction moved from administration to scan start")
+    return _Meaning(unit, decay, correction, iso, tagged, injection, frames, factors, notes, warnings)
+
+
+def suv_per_value(slices: tuple[Slice, ...], stated: Stated) -> float:
+    """SUV by body weight that a value of 1 stands for.
+
+    Raises
+    ------
+    DataError
+        As of `read_dicom`, or where weight, activity or uptake time is unknown; values are not looked at.
+    """
+    with disable_value_validation():
+        said = _interpret(slices, stated)
+    return 1.0 if said.unit == "suv" else said.decay / suv_scale(said.injection, slices[0].file)
+
+
+def _subject(series: Series, stated: Stated) -> Subject:
+    first = series.slices[0]
+    said = _interpret(series.slices, stated)
+    iso = said.iso
+    factor = suv_scale(said.injection, first.file) if said.unit == "suv" else said.decay
+    values = series.values if factor == 1 else series.values * np.float32(factor)
     facts = {
         "positions_mm": series.positions_mm,
         "shape": series.grid.shape,
         "spacing_mm": series.grid.spacing_mm,
         "origin_mm": series.grid.origin_mm,
         "units": text(first, "Units"),
-        "decay_correction": correction,
-        "decay_factors": factors,
-        "isotope": tagged.isotope,
+        "decay_correction": said.correction,
+        "decay_factors": said.decay_factors,
+        "isotope": said.tagged.isotope,
         "half_life_s": None if iso is None else iso.half_life_s,
-        "dose": "" if info is None else text(first, "RadionuclideTotalDose", info),
+        "dose": "" if (info := injected_item(first)) is None else text(first, "RadionuclideTotalDose", info),
         "weight": text(first, "PatientWeight"),
-        "durations_s": frames,
+        "durations_s": said.durations_s,
     }
     provenance: dict[str, Any] = {
         "kind": "dicom",
         "units": "stated by the user" if not text(first, "Units") else text(first, "Units"),
-        "decay_correction": correction,
-        "decay_factors": sorted(set(factors)),
+        "decay_correction": said.correction,
+        "decay_factors": sorted(set(said.decay_factors)),
         "slices": len(series.slices),
-        "notes": notes,
-        "warnings": warnings,
+        "notes": [*series.notes, *said.notes],
+        "warnings": said.warnings,
     }
     sha256 = content_hash(series.measured, facts)
-    return make_subject(values, series.grid, injection, stated, sha256, provenance, first.file)
+    return make_subject(values, series.grid, said.injection, stated, sha256, provenance, first.file)
 
 
 def check_complete(slices: Sequence[Slice]) -> None:
@@ -182,12 +218,12 @@ def _decay_correction(first: Slice, stated: Stated) -> str:
     )
 
 
-def _check_decay(series: Series, iso: Isotope | None, correction: str, start: datetime | None,
+def _check_decay(slices: tuple[Slice, ...], iso: Isotope | None, correction: str, start: datetime | None,
                  uptake: float | None) -> list[float]:  # fmt: skip
-    first = series.slices[0]
+    first = slices[0]
     if correction == "ADMIN" and (uptake is None or iso is None):
         what = "the uptake time is unknown; give --uptake-s" if uptake is None else "the isotope is unknown"
         raise DataError(f"{first.file}: DecayCorrection is ADMIN but {what}")
     if iso is None:
         return []
-    return check_decay_factors(series.slices, iso, start, uptake if correction == "ADMIN" and uptake else 0.0)
+    return check_decay_factors(slices, iso, start, uptake if correction == "ADMIN" and uptake else 0.0)

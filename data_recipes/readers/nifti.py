@@ -54,30 +54,15 @@ def read_nifti(path: str | Path, *, units: str | None = None, sidecar: str | Pat
     """
     stated = Stated(units, fwhm_mm, weight_kg, injected_mbq, uptake_s, duration_s)
     image = Path(path)
-    stem = image_stem(image)
     values, grid, notes = load_volume(image)
-    beside = Path(sidecar) if sidecar is not None else find_sidecar(image, stem)
-    said = Sidecar() if beside is None else read_sidecar(beside, image, stem)
-    unit = said.units or stated.units
-    if unit is None:
-        raise DataError(f"{image.name}: units are not known (no Units beside it); give --source-units bqml or suv")
-    if stated.units not in (None, unit):
-        raise DataError(f"{image.name}: the sidecar says {unit}, --source-units {stated.units}; leave the flag out")
-    tagged = Injection(
-        isotope="F-18" if said.isotope is None else said.isotope.name,
-        tracer=said.tracer,
-        injected_mbq=said.injected_mbq,
-        uptake_s=said.uptake_s,
-        weight_kg=said.weight_kg,
-        duration_s=said.duration_s,
-    )
+    beside = _beside(image, sidecar)
+    said, unit, tagged, injection = _interpret(image, beside, stated)
     warnings = ["the isotope is not stated: F-18 is assumed"] if said.isotope is None else []
-    injection = stated.over(tagged)
     factor = said.scale
     if unit == "suv":
         factor *= suv_scale(injection, image.name)
     elif said.corrected_before_scan_s:
-        factor *= decay_factor(said.isotope or isotope(injection.isotope), said.corrected_before_scan_s)
+        factor *= _decay(said, injection)
         notes.append("decay correction moved to scan start")
     provenance: dict[str, Any] = {
         "kind": "nifti",
@@ -101,6 +86,51 @@ def read_nifti(path: str | Path, *, units: str | None = None, sidecar: str | Pat
     }
     sha256 = content_hash(values, facts)
     return make_subject(values * np.float32(factor), grid, injection, stated, sha256, provenance, image.name)
+
+
+def _beside(image: Path, sidecar: str | Path | None) -> Path | None:
+    stem = image_stem(image)
+    return Path(sidecar) if sidecar is not None else find_sidecar(image, stem)
+
+
+def _interpret(image: Path, beside: Path | None, stated: Stated) -> tuple[Sidecar, str, Injection, Injection]:
+    """Sidecar, unit, and the injection as the sidecar has it and with the user's statements over it."""
+    said = Sidecar() if beside is None else read_sidecar(beside, image, image_stem(image))
+    unit = said.units or stated.units
+    if unit is None:
+        raise DataError(f"{image.name}: units are not known (no Units beside it); give --source-units bqml or suv")
+    if stated.units not in (None, unit):
+        raise DataError(f"{image.name}: the sidecar says {unit}, --source-units {stated.units}; leave the flag out")
+    tagged = Injection(
+        isotope="F-18" if said.isotope is None else said.isotope.name,
+        tracer=said.tracer,
+        injected_mbq=said.injected_mbq,
+        uptake_s=said.uptake_s,
+        weight_kg=said.weight_kg,
+        duration_s=said.duration_s,
+    )
+    return said, unit, tagged, stated.over(tagged)
+
+
+def _decay(said: Sidecar, injection: Injection) -> float:
+    """Activity at scan start over what values that are corrected to an earlier time say."""
+    if not said.corrected_before_scan_s:
+        return 1.0
+    return decay_factor(said.isotope or isotope(injection.isotope), said.corrected_before_scan_s)
+
+
+def suv_per_value(image: Path, sidecar: str | Path | None, stated: Stated) -> float:
+    """SUV by body weight that a value of 1 stands for.
+
+    Raises
+    ------
+    DataError
+        As of `read_nifti`, or where weight, activity or uptake time is unknown; values are not looked at.
+    """
+    said, unit, _, injection = _interpret(image, _beside(image, sidecar), stated)
+    if unit == "suv":
+        return said.scale
+    return said.scale * _decay(said, injection) / suv_scale(injection, image.name)
 
 
 def image_stem(path: Path) -> str:

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from data_recipes.errors import DataError, UsageError
+from data_recipes.readers import dicom, nifti
+from data_recipes.readers.common import Stated
 from data_recipes.readers.dicom import read_dicom
 from data_recipes.readers.nifti import ENDINGS, read_nifti
+from data_recipes.readers.series import check_kind, find_slices, sort_slices
 from data_recipes.subject import Subject
 
 
@@ -33,15 +36,53 @@ def read_source(path: str | Path, *, units: str | None = None, sidecar: str | Pa
     DataError
         When there is no such path, or it is neither; and as the readers raise.
     """
+    source = _known(path, sidecar)
+    if source.is_dir():
+        return read_dicom(source, units=units, fwhm_mm=fwhm_mm, weight_kg=weight_kg, injected_mbq=injected_mbq,
+                          uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
+    return read_nifti(source, units=units, sidecar=sidecar, fwhm_mm=fwhm_mm, weight_kg=weight_kg,
+                      injected_mbq=injected_mbq, uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
+
+
+def read_suv_per_value(path: str | Path, *, units: str | None = None, sidecar: str | Path | None = None,
+                       weight_kg: float | None = None, injected_mbq: float | None = None,
+                       uptake_s: float | None = None) -> float:  # fmt: skip
+    """SUV by body weight that a value of 1 of an image source stands for, its unit and decay correction taken into account.
+
+    Unlike `read_source` it asks nothing of the values, which may be negative, or of the axes.
+
+    Parameters
+    ----------
+    path, units, sidecar, weight_kg, injected_mbq, uptake_s
+        As in `read_source`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    DataError
+        As `read_source`, or where weight, activity or uptake time is unknown.
+    """
+    source = _known(path, sidecar)
+    stated = Stated(units, None, weight_kg, injected_mbq, uptake_s, None)
+    if not source.is_dir():
+        return nifti.suv_per_value(source, sidecar, stated)
+    found, _ = find_slices(source)
+    check_kind(found, "PT")
+    slices, _, _ = sort_slices(found)
+    return dicom.suv_per_value(tuple(slices), stated)
+
+
+def _known(path: str | Path, sidecar: str | Path | None) -> Path:
     source = Path(path)
     if source.is_dir():
         if sidecar is not None:
             raise UsageError("--sidecar: a DICOM series has its tags and takes no sidecar; leave the flag out")
-        return read_dicom(source, units=units, fwhm_mm=fwhm_mm, weight_kg=weight_kg, injected_mbq=injected_mbq,
-                          uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
+        return source
     if not source.exists():
         raise DataError(f"{source.name}: no such file or folder; check the name")
     if not source.name.lower().endswith(ENDINGS):
         raise DataError(f"{source.name}: neither a NIfTI file (.nii, .nii.gz) nor a folder with a DICOM series")
-    return read_nifti(source, units=units, sidecar=sidecar, fwhm_mm=fwhm_mm, weight_kg=weight_kg,
-                      injected_mbq=injected_mbq, uptake_s=uptake_s, duration_s=duration_s)  # fmt: skip
+    return source

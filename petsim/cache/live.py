@@ -27,6 +27,9 @@ from petsim.cache.store import array_sha256, canonical_json, sha256_of, whole_or
 SCHEMA = 1
 """Part of every key: raised whenever the code would make other volumes of the same recipe."""
 
+LOCKS = 256
+"""Two volumes that share a lock are not made at the same time."""
+
 OVERHEAD_BYTES = 16_384
 """What a file takes besides its voxels, at most."""
 
@@ -81,6 +84,7 @@ class DoseCache:
     recipes : mapping
         Subject -> everything that its volumes depend on: source, scanner, protocol, reconstruction; JSON types.
     simulate : callable
+        Must not ask the cache itself.
 
     Raises
     ------
@@ -93,8 +97,7 @@ class DoseCache:
         self._simulate = simulate
         self._keys = {name: sha256_of([SCHEMA, name, recipe]) for name, recipe in recipes.items()}
         try:
-            for name in recipes:
-                self.folder(name).mkdir(parents=True, exist_ok=True)
+            (root / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{root.name}: {error.strerror}; choose a folder that can be written") from None
 
@@ -119,7 +122,8 @@ class DoseCache:
             Any real number from 1 on.
         realization : int
         wait : bool
-            Wait while another process makes this volume; else None is returned, and the caller takes another one.
+            Wait while another process makes this volume (or one that shares its lock); else None is returned, and the
+            caller takes another one.
 
         Returns
         -------
@@ -135,17 +139,21 @@ class DoseCache:
         found = _open(path, key)
         if found is not None:
             return found
-        with _locked(path.with_suffix(".lock"), wait) as mine:
+        # One of a fixed set of locks: volumes come and go without number, and their locks would stay.
+        with _locked(self.root / "locks" / f"{int(sha256_of(key)[:8], 16) % LOCKS}", wait) as mine:
             if not mine:
                 return None
             found = _open(path, key)
-            while found is None:
-                made = self._simulate(subject, drf, realization)
-                with _locked(self.root / "write.lock", wait=True):
-                    self._make_room(path, OVERHEAD_BYTES + 2 * _in_chunks(made.image.shape))
-                    _write(path, key, made)
-                # Another process may have evicted it already, when the budget is as small as that.
+            if found is not None:
+                return found
+            made = self._simulate(subject, drf, realization)
+            with _locked(self.root / "locks" / "write", wait=True):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._make_room(path, OVERHEAD_BYTES + 2 * _in_chunks(made.image.shape))
+                _write(path, key, made)
                 found = _open(path, key)
+            if found is None:
+                raise DataError(f"{path.name}: was written and cannot be read; check the disk and the memory")
         return found
 
     def holds(self, subject: str, drf: float, realization: int) -> bool:
@@ -185,7 +193,12 @@ def _volumes(root: Path) -> Iterator[tuple[Path, int, int]]:
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool) -> Iterator[bool]:
     """Hold a lock; gives False where another process has it and waiting is not wanted."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent.parent.name}: {error.strerror}; the cache's folder must be there and writable"
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -193,6 +206,8 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
+        # A child that was forked meanwhile has the handle too: closing it here would not be enough.
+        fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 
@@ -216,7 +231,7 @@ def _open(path: Path, key: str) -> Kept | None:
             if f.attrs["key"] != key:
                 return None
             counts, made_s = json.loads(str(f.attrs["counts"])), float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
-        image = MappedImages(path, "recon").mapped()
+        image = MappedImages(path, "recon").pinned()
         os.utime(path)
     except (OSError, KeyError, DataError):
         return None

@@ -38,7 +38,7 @@ class MappedImages:
     """
 
     def __init__(self, path: Path, name: str, factor: float = 1.0) -> None:
-        self.path, self.name = path, name
+        self.path, self.name, self._pinned = path, name, False
         try:
             with h5py.File(path, "r") as f:
                 dataset = f[name]
@@ -53,11 +53,14 @@ class MappedImages:
             raise DataError(f"{path.name}: no readable HDF5 file with /{name}; remove it and make it again") from None
 
     def __getstate__(self) -> dict[str, object]:
+        if self._pinned:
+            raise TypeError("volumes of a live cache may be evicted on their way; let the other process ask the cache")
         return {k: v for k, v in self.__dict__.items() if k != "_halves"}
 
-    def mapped(self) -> "MappedImages":
-        """The same, mapped already: it stays readable when the file is removed."""
+    def pinned(self) -> "MappedImages":
+        """The same, mapped already: it stays readable when the file is removed, in this process and those forked from it."""
         _ = self._halves
+        self._pinned = True
         return self
 
     @cached_property

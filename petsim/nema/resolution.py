@@ -85,10 +85,10 @@ def _scan(scanner: Scanner, voxel_mm: float, iterations: int, subject: Subject) 
     """Noise-free image."""
     from petsim.corrections import oracle
     from petsim.geometry.sinogram import SinogramLayout, fitting_grid, radials_for
+    from petsim.model import build_model
     from petsim.plan import plan_subject
     from petsim.reconstruct import Reconstructor
     from petsim.settings import SimulationSettings
-    from petsim.simulation import build_model
 
     fov = 2 * (max(RADII_MM) + 3 * REACH_FWHM * max(scanner.given("resolution_fwhm_mm")))
     settings = SimulationSettings(

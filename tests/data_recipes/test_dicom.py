@@ -13,7 +13,7 @@ from pydicom.sequence import Sequence
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.readers.dicom import read_dicom
-from data_recipes.readers.read import read_source
+from data_recipes.readers.read import read_source, read_suv_per_value
 
 SHAPE = (5, 6, 4)  # slices, rows, columns
 STEP = 3.0
@@ -254,6 +254,12 @@ def test_admin_correction_is_moved_to_scan_start(tmp_path, slices):
         ds.DecayFactor = f"{factor(3600.0):.6g}"
     admin = read_dicom(write_series(tmp_path / "b", slices))
     np.testing.assert_allclose(admin.activity_bqml, start.activity_bqml * math.exp(-LAMBDA * 3600), rtol=1e-5)
+    # The same value stands for less SUV when it was corrected to the injection.
+    at_start, at_injection = (read_suv_per_value(tmp_path / name) for name in "ab")
+    assert at_start == pytest.approx(start.suv_factor())
+    assert at_injection == pytest.approx(at_start * math.exp(-LAMBDA * 3600), rel=1e-5)
+    with pytest.raises(DataError, match="Units is BQML"):
+        read_suv_per_value(tmp_path / "a", units="suv")
     refused(write_series(tmp_path / "c", in_all(slices, DecayCorrection="NONE")), "DecayCorrection is NONE")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.readers.nifti import read_nifti
-from data_recipes.readers.read import read_source
+from data_recipes.readers.read import read_source, read_suv_per_value
 
 HALF_LIFE_S = 6586.2
 SIDECAR = {
@@ -194,3 +194,26 @@ def test_suv_image_of_a_patient(real_data):
     assert factor is not None
     # 10.265 is the largest value stored in the file, in SUV.
     assert subject.activity_bqml.max() * factor == pytest.approx(10.265303, rel=1e-5)
+
+
+@pytest.mark.parametrize("said", [{}, {"Units": "kBq/mL"}, {"ImageDecayCorrectionTime": -3600}])
+def test_suv_of_a_value_is_that_of_the_subject(tmp_path, said):
+    path = write(tmp_path / "pet.nii", sidecar=SIDECAR | said)
+    subject = read_source(path)
+    suv = subject.activity_bqml * subject.suv_factor()
+    np.testing.assert_allclose(values() * read_suv_per_value(path), suv, rtol=1e-5)
+    (tmp_path / "pet.json").rename(tmp_path / "elsewhere.json")
+    assert read_suv_per_value(path, sidecar=tmp_path / "elsewhere.json") == pytest.approx(float((suv / values()).mean()))
+
+
+def test_suv_of_a_value_asks_nothing_of_voxels_and_axes(tmp_path):
+    oblique = np.array([[2, 0.5, 0, 0], [-0.5, 2, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]], float)
+    path = write(tmp_path / "pet.nii", values() - 5, oblique, SIDECAR)
+    # 370 MBq an hour after injection, 70 kg.
+    expected = 70e3 / (370e6 * 2 ** (-3600 / HALF_LIFE_S))
+    assert read_suv_per_value(path) == pytest.approx(expected)
+    assert read_suv_per_value(write(tmp_path / "suv.nii"), units="suv") == 1
+    with pytest.raises(DataError, match="the sidecar says bqml"):
+        read_suv_per_value(path, units="suv")
+    with pytest.raises(DataError, match="--weight-kg"):
+        read_suv_per_value(write(tmp_path / "bare.nii"), units="bqml")

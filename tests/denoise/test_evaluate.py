@@ -102,8 +102,42 @@ def test_a_measured_image_is_compared_with_its_full_dose(run, tmp_path):
     identity = {r["drf"]: r for r in found.rows if r["method"] == "identity"}
     assert identity[1.0]["nrmse"] == 0 and identity[4.0]["gain_db"] == pytest.approx(0)
     assert {r["reference"] for r in found.rows} == {"full dose"}
-    residual = next(r for r in found.rows if r["method"] == "residual" and r["drf"] == 20)
-    assert residual["fraction_of_ceiling"] == pytest.approx(residual["gain_db"] / (10 * math.log10(20)))
+    # Noisy truth serves no ceiling, bias or equivalent dose, with several realizations either.
+    write_subject(tmp_path / "scan.h5", replace(record("scan", 5), noise_free=None))
+    write_index(tmp_path)
+    again = evaluate([run], tmp_path, "all", "cpu")
+    assert again.target_kind == "nested" and not again.spectra.keys() - {
+        "identity",
+        "gaussian",
+        "non-local means",
+        "residual",
+    }
+    for row in (*found.rows, *again.rows):
+        assert not row.keys() & {"fraction_of_ceiling", "equivalent_counts", "squared_bias", "variance"}
+        assert row["drf"] == 1 or "gain_db" in row
+
+
+def test_the_ceiling_is_that_of_the_counts(run, dataset, tmp_path):
+    """Thinned counts: D is the dose reduction factor. A lower injection loses randoms too: the measured ratio."""
+    rows = evaluate([run], dataset, "test", "cpu").rows
+    one = next(r for r in rows if r["method"] == "residual" and r["drf"] == 20)
+    assert one["fraction_of_ceiling"] == pytest.approx(one["gain_db"] / (10 * math.log10(21)))
+    subject = record("nested", 6, realizations=1)
+    write_subject(tmp_path / "nested.h5", subject)
+    write_subject(tmp_path / "other.h5", replace(subject, name="other", mode="dose"))
+    write_index(tmp_path)
+    thin, dose = (
+        next(
+            r
+            for r in evaluate([run], tmp_path, "all", "cpu").rows
+            if (r["subject"], r["method"], r["drf"]) == (s, "residual", 20)
+        )
+        for s in ("nested", "other")
+    )
+    assert thin["fraction_of_ceiling"] == pytest.approx(thin["gain_db"] / (10 * math.log10(20)))
+    assert dose["gain_db"] == pytest.approx(thin["gain_db"])
+    assert dose["fraction_of_ceiling"] == pytest.approx(thin["fraction_of_ceiling"], rel=0.1)
+    assert dose["fraction_of_ceiling"] != thin["fraction_of_ceiling"]
 
 
 def test_command_line_from_training_to_the_page(dataset, tmp_path, capsys, monkeypatch):
@@ -134,7 +168,7 @@ def nifti(path, affine=None, unit_factor=1.0, seed=0):
 def test_nifti_comes_back_with_its_affine_in_its_unit(run, tmp_path):
     affine = np.array([[0, -4, 0, 10], [4, 0, 0, -7], [0, 0, -4, 3], [0, 0, 0, 1]], float)
     image = nifti(tmp_path / "a.nii.gz", affine)
-    result = apply(run, [tmp_path / "a.nii.gz"], tmp_path / "out.nii.gz", ApplyOptions(units="suv", device="cpu"))
+    result = apply(run, [tmp_path / "a.nii.gz"], tmp_path / "out.nii.gz", ApplyOptions(source_units="suv", device="cpu"))
     back = nib.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(back.affine, affine)
     assert back.shape == SHAPE and result[0]["warnings"] == []
@@ -146,9 +180,9 @@ def test_nifti_comes_back_with_its_affine_in_its_unit(run, tmp_path):
 def test_units_are_kept(run, tmp_path):
     nifti(tmp_path / "suv.nii")
     nifti(tmp_path / "bqml.nii", unit_factor=5000.0)
-    apply(run, [tmp_path / "suv.nii"], tmp_path / "suv_out.nii", ApplyOptions(units="suv", device="cpu"))
+    apply(run, [tmp_path / "suv.nii"], tmp_path / "suv_out.nii", ApplyOptions(source_units="suv", device="cpu"))
     # 70 kg and 350 MBq at scan start: 1 SUV is 5000 Bq/mL.
-    options = ApplyOptions(units="bqml", weight_kg=70.0, injected_mbq=350.0, uptake_s=0.0, device="cpu")
+    options = ApplyOptions(source_units="bqml", weight_kg=70.0, activity_mbq=350.0, uptake_s=0.0, device="cpu")
     apply(run, [tmp_path / "bqml.nii"], tmp_path / "bqml_out.nii", options)
     one, other = (np.asarray(nib.load(tmp_path / f"{name}_out.nii").dataobj) for name in ("suv", "bqml"))
     np.testing.assert_allclose(other, 5000 * one, rtol=2e-3, atol=5)
@@ -157,7 +191,7 @@ def test_units_are_kept(run, tmp_path):
 def test_several_inputs_and_strength(run, tmp_path):
     for name in ("a", "b"):
         image = nifti(tmp_path / f"{name}.nii", seed=ord(name))
-    options = ApplyOptions(units="suv", strength=0.0, device="cpu")
+    options = ApplyOptions(source_units="suv", strength=0.0, device="cpu")
     results = apply(run, [tmp_path / "a.nii", tmp_path / "b.nii"], tmp_path / "out", options)
     assert [r["name"] for r in results] == ["a.nii", "b.nii"]
     np.testing.assert_allclose(np.asarray(nib.load(tmp_path / "out" / "b.nii").dataobj), image, rtol=1e-6)
@@ -166,19 +200,43 @@ def test_several_inputs_and_strength(run, tmp_path):
 def test_bad_inputs(run, tmp_path):
     nifti(tmp_path / "a.nii")
     out = tmp_path / "out.nii"
-    with pytest.raises(DataError, match="--units"):
+    with pytest.raises(DataError, match="--source-units"):
         apply(run, [tmp_path / "a.nii"], out, ApplyOptions(device="cpu"))
     with pytest.raises(DataError, match="--weight-kg"):
-        apply(run, [tmp_path / "a.nii"], out, ApplyOptions(units="bqml", device="cpu"))
+        apply(run, [tmp_path / "a.nii"], out, ApplyOptions(source_units="bqml", device="cpu"))
     with pytest.raises(DataError, match="none"):
-        apply(run, [tmp_path / "none.nii"], out, ApplyOptions(units="suv", device="cpu"))
+        apply(run, [tmp_path / "none.nii"], out, ApplyOptions(source_units="suv", device="cpu"))
     broken = nib.Nifti1Image(np.full(SHAPE, np.nan, np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
     nib.save(broken, tmp_path / "nan.nii")
     with pytest.raises(DataError):
-        apply(run, [tmp_path / "nan.nii"], out, ApplyOptions(units="suv", device="cpu"))
+        apply(run, [tmp_path / "nan.nii"], out, ApplyOptions(source_units="suv", device="cpu"))
     with pytest.raises(UsageError, match="--strength"):
         ApplyOptions(strength=2)
+    with pytest.raises(UsageError, match="--nec-per-m"):
+        ApplyOptions(nec_per_m=0)
+    flat = nib.Nifti1Image(np.full(SHAPE, 2, np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
+    nib.save(flat, tmp_path / "flat.nii")
+    with pytest.raises(DataError, match="no noise"):
+        apply(run, [tmp_path / "flat.nii"], out, ApplyOptions(source_units="suv", device="cpu"))
     assert not out.exists()
+    out.touch()
+    with pytest.raises(DataError, match="--overwrite"):
+        apply(run, [tmp_path / "none.nii"], out, ApplyOptions(source_units="suv", device="cpu"))
+
+
+def test_a_model_told_the_counts_can_be_told_them(dataset, tmp_path):
+    settings = TrainSettings(
+        method="dose-conditioned", condition="nec", channels=(4, 8), patch=16, max_steps=2, validate_every=2
+    )
+    train(dataset, tmp_path / "run", settings, "cpu")
+    nifti(tmp_path / "a.nii")
+    inputs, out = [tmp_path / "a.nii"], tmp_path / "out"
+    with pytest.raises(UsageError, match="--nec-per-m"):
+        apply(tmp_path / "run", inputs, out, ApplyOptions(source_units="suv", device="cpu"))
+    inside = ApplyOptions(source_units="suv", device="cpu", nec_per_m=1e8 / 4 / 0.064)
+    assert apply(tmp_path / "run", inputs, out, inside)[0]["warnings"] == []
+    beyond = replace(inside, nec_per_m=1e12, overwrite=True)
+    assert "extrapolation" in apply(tmp_path / "run", inputs, out, beyond)[0]["warnings"][0]
 
 
 def test_dicom_comes_back_as_a_derived_series(dataset, real_data, tmp_path):

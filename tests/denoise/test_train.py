@@ -41,7 +41,7 @@ def test_noise_level_of_white_noise_is_its_standard_deviation():
 @pytest.mark.parametrize("relative", [0.2, 1.0, 3.0])
 def test_noise_level_of_images_of_few_counts(relative):
     # A gamma distribution of this standard deviation over its mean: most voxels near zero, a few of them high.
-    image = np.random.default_rng(0).gamma(relative**-2, relative**2, (40, 40, 40)).astype(np.float32)
+    image = np.random.default_rng(0).gamma(relative**-2, relative**2, (32, 32, 70)).astype(np.float32)
     assert noise_level(image).relative == pytest.approx(relative, rel=0.05)
 
 
@@ -255,6 +255,9 @@ def test_dose_specific_networks(dataset, tmp_path):
     for dose, drf in ((1, 4.0), (2, 20.0)):
         assert denoiser.choose(ladder.levels[dose][0].relative)[1].drfs == (drf,)
         assert denoiser.choose(0.01, drf)[1].drfs == (drf,)
+    (tmp_path / "run" / "drf-20" / "best.safetensors").unlink()
+    with pytest.raises(DataError, match="drf-20"):
+        Denoiser.load(tmp_path / "run", "cpu")
 
 
 def test_two_processes_equal_one(dataset, tmp_path):
@@ -309,6 +312,12 @@ def test_wrong_model_files_are_refused(dataset, tmp_path):
     card["shape"]["channels"] = [10**9]
     crafted = tmp_path / "crafted.safetensors"
     save_file(tensors, crafted, header | {"card": json.dumps(card)})
+    for field, value in (("noise_range", None), ("condition_range", [1]), ("drfs", []), ("condition", "mood")):
+        strange = json.loads(header["card"]) | {field: value}
+        path = tmp_path / f"{field}.safetensors"
+        save_file(tensors, path, header | {"card": json.dumps(strange)})
+        with pytest.raises(DataError, match="description"):
+            load_model(path)
     messages = {
         cut: "not a readable", other: "not a model", changed: "does not give", lacking: "do not fit", crafted: "description",
         tmp_path / "none.safetensors": "no such model",
@@ -366,7 +375,7 @@ def test_a_model_conditioned_on_dose_must_be_told(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"patch": 17}, "multiple"), ({"patch": 32}, "--patch"), ({"drf": (7.0,)}, "--drf"), ({"batch": 0}, "--batch"),
-     ({"ema": 1.0}, "--ema"), ({"channels": ()}, "--channels")],
+     ({"ema": 1.0}, "--ema"), ({"seed": -1}, "--seed"), ({"channels": ()}, "--channels")],
 )  # fmt: skip
 def test_wrong_settings(dataset, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):

@@ -10,11 +10,12 @@ from data_recipes.phantoms.analytic import cylinder
 from petsim.corrections import Estimator, differences, oracle
 from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
+from petsim.model import build_model
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import plan_subject
 from petsim.reconstruct import Reconstructor
 from petsim.settings import SimulationSettings
-from petsim.simulation import build_model, simulate_plan
+from petsim.simulation import simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 SETTINGS = SimulationSettings(scanner=SMALL, preset="fast", drf=(10.0,), photons=200_000, counts=2e7)

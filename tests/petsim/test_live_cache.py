@@ -1,6 +1,10 @@
 """The live cache: each volume is made once, under its own key, within the budget, whatever is killed."""
 
 import json
+import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -123,6 +127,44 @@ def test_two_that_ask_for_the_same_get_it_from_one_simulation(tmp_path):
     for thread in threads:
         thread.join()
     assert len(got) == 4 and make.calls.count(("a", 4.0, 0)) == 1
+
+
+def test_a_forked_child_does_not_keep_the_locks(tmp_path):
+    """As when data loaders are started while a producer writes."""
+    children = []
+
+    def forks(subject, drf, realization):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+        children.append(child)
+        return Made(volume(subject, drf, realization), {})
+
+    try:
+        DoseCache(tmp_path, 1e9, RECIPES, forks).get("a", 4.0, 0)
+        path = DoseCache(tmp_path, 1e9, RECIPES, Simulator()).path("a", 4.0, 0)
+        path.unlink()
+        assert DoseCache(tmp_path, 1e9, RECIPES, Simulator()).get("a", 4.0, 0, wait=False) is not None
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_a_removed_folder_is_one_clear_line(tmp_path):
+    cache = DoseCache(tmp_path / "cache", 1e9, RECIPES, Simulator())
+    cache.get("a", 4.0, 0)
+    shutil.rmtree(cache.folder("a"))
+    assert cache.get("a", 4.0, 0) is not None
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match="must be there"):
+        cache.get("a", 4.0, 0)
+
+
+def test_a_volume_is_not_sent_to_other_processes(tmp_path):
+    with pytest.raises(TypeError, match="ask the cache"):
+        pickle.dumps(DoseCache(tmp_path, 1e9, RECIPES, Simulator()).get("a", 4.0, 0))
 
 
 KILLED = """

@@ -10,9 +10,10 @@ from data_recipes.errors import DataError
 from data_recipes.isotopes import isotope, mean_decay_factor
 from data_recipes.phantoms.analytic import cylinder
 from petsim.dose import DoseLadder
+from petsim.model import build_model
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import build_model, simulate_plan
+from petsim.simulation import simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 SETTINGS = SimulationSettings(scanner=SMALL, preset="fast", drf=(2.0, 3.0, 4.0, 4.5, 20.0), iterations=1, photons=200_000)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data_recipes.phantoms.analytic import cylinder
+from petsim.model import build_model
 from petsim.plan import plan_subject
 from petsim.preview import expected_counts, preview
 from petsim.settings import SimulationSettings
-from petsim.simulation import build_model
 from tests import kill_driver
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")

@@ -13,6 +13,7 @@ from data_recipes.grid import Grid
 from data_recipes.phantoms.analytic import cylinder
 from petsim.geometry.scanner import load_scanner
 from petsim.geometry.sinogram import SinogramLayout, radials_for, tof_bins_for
+from petsim.model import SCATTER_DECAYS, build_model
 from petsim.physics.monte_carlo import photon_pairs
 from petsim.physics.multiple_scatter import add_multiple, zone_ratio
 from petsim.physics.photons import ELECTRON_KEV
@@ -20,7 +21,6 @@ from petsim.physics.scatter import ScatterTable, single_scatter
 from petsim.physics.scatter_monte_carlo import monte_carlo_scatter
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import SCATTER_DECAYS, build_model
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 CENTER = (0.0, 0.0, 0.0)
