@@ -37,7 +37,7 @@ def main() -> None:
         plan = dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, merge_tof=0, tof_bins=1))
     layout = plan.layout
     level = expected_total(build_model(plan, settings), layout.views // SAMPLED_VIEWS)
-    held = storage(plan, settings.ladder(), False, 1, level, args.memory_gb * 1e9)
+    held = storage(plan, settings, False, level, args.memory_gb * 1e9)
     start = time.monotonic()
 
     def progress(what: str, fraction: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from petsim.dose import DoseLadder
 from petsim.plan import Plan
+from petsim.settings import SimulationSettings
 
 Place = Literal["memory", "disk", "redrawn"]
 """Where counts wait for the next iteration; redrawn: nowhere, they are drawn anew."""
@@ -39,28 +40,27 @@ class Storage:
     expected_bytes: float
 
 
-def storage(plan: Plan, drfs: tuple[float, ...], noise_free: bool, realizations: int, level: float,
-            budget: float) -> Storage:  # fmt: skip
+def storage(plan: Plan, settings: SimulationSettings, noise_free: bool, level: float, budget: float) -> Storage:
     """Where the counts of a simulation are held: in memory where they fit, else in a temporary file, else not at all.
 
     Parameters
     ----------
-    plan, drfs
+    plan, settings
     noise_free : bool
         Whether the expected counts are reconstructed too.
-    realizations : int
     level : float
         Expected prompts at full dose.
     budget : float
         Bytes of memory that may be used.
     """
-    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs))
+    drfs = settings.ladder()
+    least = plan.bytes_needed(len(drfs) + noise_free, len(drfs), settings.live_fractions)
     bins = float(np.prod(plan.layout.shape))
     counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
     if least + counts > budget:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         return Storage("disk" if counts < DISK_SHARE * free else "redrawn", 0.0, 0.0)
-    expected = 4 * bins if noise_free or realizations > 1 else 0.0
+    expected = 4 * bins if noise_free or settings.realizations > 1 else 0.0
     return Storage("memory", counts, expected if least + counts + expected <= budget else 0.0)
 
 

@@ -71,7 +71,7 @@ class Plan:
         """Images whose counts of a group of views are held as float32 data together."""
         return max(1, int(STACK_BYTES / (4 * math.prod(self.layout.shape[1:]) * self.views_at_once)))
 
-    def bytes_needed(self, images: int, doses: int) -> float:
+    def bytes_needed(self, images: int, doses: int, live_fractions: int) -> float:
         """Estimated peak memory in bytes when neither counts nor expected counts are held.
 
         Parameters
@@ -79,6 +79,8 @@ class Plan:
         images : int
             Reconstructed together.
         doses : int
+        live_fractions : int
+            That images differ by, see `SimulationSettings.live_fractions`: each has sensitivities of its own.
         """
         view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
         voxels = math.prod(self.grid.shape)
@@ -86,7 +88,7 @@ class Plan:
         return (
             350e6
             + view * (4 + doses / 2 + 2 * min(images, self.images_at_once))
-            + 4 * voxels * (images * (PARTS + 6) + 2 * self.preset.subsets + 10)
+            + 4 * voxels * (images * (PARTS + 6) + (1 + live_fractions) * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )
 

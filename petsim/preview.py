@@ -51,8 +51,8 @@ def preview(request: Request) -> dict[str, Any]:
     check_memory(plan, settings, budget)
     expected = expected_counts(model, settings.mode)
     prompts = expected.sum(axis=1)
-    held = storage(plan, doses, noise_free, settings.realizations, float(prompts[0]), budget)
-    least = plan.bytes_needed(len(doses) + noise_free, len(doses))
+    held = storage(plan, settings, noise_free, float(prompts[0]), budget)
+    least = plan.bytes_needed(len(doses) + noise_free, len(doses), settings.live_fractions)
     seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn", building)
     noise, region = _noise(plan, settings, budget)
     inj = plan.subject.injection

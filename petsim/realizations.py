@@ -83,8 +83,13 @@ class Realizations:
         """True corrections of so many images, and a reconstructor that starts with what the scanner would know."""
         if images not in self._reconstructors:
             true = oracle(self._plan, self._model, images)
-            start = true if self.estimator is None else self.estimator.start(true)
-            self._reconstructors[images] = true, Reconstructor(self._plan, self._model.operator, start)
+            if self._reconstructors and max(self._reconstructors) > images:
+                # Sensitivities of every dose and subset are the most that a reconstruction holds.
+                recon = self._reconstructors[max(self._reconstructors)][1].of_first(images)
+            else:
+                start = true if self.estimator is None else self.estimator.start(true)
+                recon = Reconstructor(self._plan, self._model.operator, start)
+            self._reconstructors[images] = true, recon
         return self._reconstructors[images]
 
     def make(

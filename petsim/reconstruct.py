@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba as nb
@@ -177,6 +177,13 @@ class Reconstructor:
         other = copy(self)
         other.corrections = corrections
         other.in_bins = BinRates(self.plan.layout, corrections.areas, corrections.rates)
+        return other
+
+    def of_first(self, images: int) -> "Reconstructor":
+        """The same for the first images only, which share its sensitivities."""
+        other = self.believing(replace(self.corrections, rates=self.corrections.rates[:images]))
+        other._like = self._like[:images]
+        other._sensitivities = [s if len(s) == 1 else s[:images] for s in self._sensitivities]
         return other
 
 

@@ -172,6 +172,11 @@ class SimulationSettings:
         """DRFs in ascending order, 1 first."""
         return tuple(sorted({1.0, *self.drf}))
 
+    @property
+    def live_fractions(self) -> int:
+        """How many different live fractions the doses have: one each where singles fall with the dose."""
+        return len(self.ladder()) if self.mode == "dose" and self.randoms != "none" else 1
+
     def resolved_preset(self) -> Preset:
         """The preset with the overrides put in."""
         p = PRESETS[self.preset]

@@ -94,7 +94,7 @@ def simulate_plan(
     progress("counting singles and scatter", 0.0)
     model = build_model(plan, settings)
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
-    store = storage(plan, drfs, noise_free_wanted, settings.realizations, level, budget_bytes)
+    store = storage(plan, settings, noise_free_wanted, level, budget_bytes)
     draws = Realizations(plan, settings, model, store)
     updates, done = settings.realizations * draws.updates, 0
 
@@ -159,13 +159,17 @@ def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> Non
     """
     doses = len(settings.ladder())
     images = doses + (not plan.subject.is_noisy)
-    least = plan.bytes_needed(images, doses)
+    least = plan.bytes_needed(images, doses, settings.live_fractions)
     if least <= budget:
         return
     others = {
         p: plan_subject(plan.subject, replace(settings, preset=p), plan.scanner) for p in PRESETS if p != settings.preset
     }
-    fitting = [f"--preset {name}" for name, other in others.items() if other.bytes_needed(images, doses) <= budget]
+    fitting = [
+        f"--preset {name}"
+        for name, other in others.items()
+        if other.bytes_needed(images, doses, settings.live_fractions) <= budget
+    ]
     raise DataError(
         f"{plan.subject.name}: about {least / 1e9:.2g} GB of memory are needed but {budget / 1e9:.2g} GB may be used; "
         f"use {' or '.join([f'--memory-gb {math.ceil(least / 1e8) / 10:g}', *fitting])}"

@@ -21,6 +21,7 @@ from petsim.noise import sphere
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import crystal_efficiencies, normalization
 from petsim.plan import plan_subject
+from petsim.realizations import Realizations
 from petsim.settings import SimulationSettings
 from petsim.simulation import insert_noise, noise_region, simulate_plan
 
@@ -104,11 +105,23 @@ def test_streamed_counts_give_the_same_images_bit_for_bit(place, monkeypatch):
     settings = SimulationSettings(scanner=SMALL, preset="fast", drf=(5.0,))
     plan = plan_subject(cylinder(length_mm=80.0), settings)
     kept = simulate_plan(plan, settings, 8e9)
-    least = plan.bytes_needed(3, 2)
-    assert storage(plan, (1.0, 5.0), True, 1, 1e6, least * 1.0001).counts == place
+    least = plan.bytes_needed(3, 2, settings.live_fractions)
+    assert storage(plan, settings, True, 1e6, least * 1.0001).counts == place
     streamed = simulate_plan(plan, settings, least * 1.0001)
     np.testing.assert_array_equal(kept.images, streamed.images)
     assert kept.counts == streamed.counts
+
+
+def test_the_second_realization_does_not_depend_on_the_first_ones_company():
+    """It is reconstructed with the sensitivities found for the first one, which has the noise-free image beside it."""
+    settings = SimulationSettings(scanner=SMALL, preset="fast", drf=(20.0,), mode="dose", realizations=2)
+    assert settings.live_fractions == 2 and replace(settings, mode="thin").live_fractions == 1
+    plan = plan_subject(cylinder(length_mm=80.0), settings)
+    model = build_model(plan, settings)
+    held = storage(plan, settings, True, 1e6, 8e9)
+    both = Realizations(plan, settings, model, held)
+    both.make(0, noise_free=True)
+    np.testing.assert_array_equal(both.make(1).images, Realizations(plan, settings, model, held).make(1).images)
 
 
 def test_a_dose_looks_the_same_whatever_the_others_are():
