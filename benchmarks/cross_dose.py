@@ -159,6 +159,30 @@ def compare(rows: list[dict[str, Any]], drfs: tuple[float, ...], rivals: list[st
     return found
 
 
+def conclude(rows: list[dict[str, Any]], tuned: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
+    """What the contest of a size shows, from the figures of its test patients."""
+    size = SIZES[name]
+    networks = list(contestants(size.settings))
+    others = [method for method in networks if method not in (*PRIMARY, "direct")]
+    families = {
+        "primary": compare(rows, TRAINED, list(PRIMARY), "direct"),
+        "others": compare(rows, TRAINED, others, "direct"),
+        "unseen_inside": compare(rows, (10.0, 50.0), networks[1:], "direct"),
+        "unseen_outside": compare(rows, (2.0, 200.0), networks[1:], "direct"),
+        "against_gaussian": compare(rows, TRAINED, networks, "gaussian"),
+        "against_non_local_means": compare(rows, TRAINED, networks, "non-local means"),
+        "told_the_true_dose": compare(rows, TRAINED, ["conditioned on drf"], "conditioned on noise"),
+    }
+    for lines in families.values():
+        correct_lines(lines, "p")
+    return {
+        "size": name, "scanner": size.scanner, "duration_s": size.duration_s, "test_patients": size.test,
+        "trained_on": TRAINED, "steps": size.settings.max_steps, "channels": size.settings.channels,
+        **families, "summary": shown(summarize(rows, 0)),
+        "tuned": tuned,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Make the patients, train, evaluate, and print the JSON line."""
     parser = argparse.ArgumentParser()
@@ -186,25 +210,7 @@ def main() -> None:
     tuned = tune_filters(training, "test")
     methods = all_methods([*runs, *single], tuned, args.device)
     rows = all_rows(test, folder / "rows", methods, [*runs, *single])
-    networks = list(contestants(size.settings))
-    others = [name for name in networks if name not in (*PRIMARY, "direct")]
-    families = {
-        "primary": compare(rows, TRAINED, list(PRIMARY), "direct"),
-        "others": compare(rows, TRAINED, others, "direct"),
-        "unseen_inside": compare(rows, (10.0, 50.0), networks[1:], "direct"),
-        "unseen_outside": compare(rows, (2.0, 200.0), networks[1:], "direct"),
-        "against_gaussian": compare(rows, TRAINED, networks, "gaussian"),
-        "against_non_local_means": compare(rows, TRAINED, networks, "non-local means"),
-        "told_the_true_dose": compare(rows, TRAINED, ["conditioned on drf"], "conditioned on noise"),
-    }
-    for lines in families.values():
-        correct_lines(lines, "p")
-    found = {
-        "size": args.size, "scanner": size.scanner, "duration_s": size.duration_s, "test_patients": size.test,
-        "trained_on": TRAINED, "steps": size.settings.max_steps, "channels": size.settings.channels,
-        **families, "summary": shown(summarize(rows, 0)),
-        "tuned": tuned,
-    }  # fmt: skip
+    found = conclude(rows, tuned, args.size)
     if args.size == "smoke":
         print(json.dumps(found))
     else:
