@@ -80,7 +80,7 @@ class Evaluation:
         Subjects evaluated, and those that the filters were tuned on; "independent" or "nested" full dose as the noisy
         reference.
     pictures : dict
-        By method: a coronal slice (x, z) of the first subject at the lowest dose, float32 SUV.
+        By method: a coronal slice (x, z) of the first subject at the lowest dose, float32 SUV; the reference is the last.
     slice_mm : tuple of float
         Voxel edges of the slices.
     spectra : dict
@@ -337,7 +337,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
                     spectra[name] = spectrum
             if dose == len(ladder.drfs) - 1:
                 pictures[name] = image[:, ladder.shape[1] // 2]
-    pictures["noise-free"] = clean[:, ladder.shape[1] // 2]
+    pictures["full dose" if measured else "noise-free"] = clean[:, ladder.shape[1] // 2]
     across, _, along = ladder.spacing_mm
     kind = "independent" if independent else "nested"
     return SubjectEvaluation(rows, organs, kind, pictures, (across, along), spectra)

@@ -187,7 +187,7 @@ def _page(result: Evaluation, targets: dict[str, str]) -> str:
         for figure, alt in (
             (
                 gain_figure(result),
-                "Gain over the input against dose; bars: 95 % intervals over subjects; dashed: the ceiling",
+                "Gain over the input against dose; bars: 95 % intervals over subjects; dashed: the ceiling where known",
             ),
             (slice_figure(result), "Coronal slice of the first subject at the lowest dose, and what is wrong in it"),
             *(
@@ -214,7 +214,7 @@ def gain_figure(result: Evaluation) -> "Figure":
     """Gain in PSNR by dose and method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     methods = [m for m in dict.fromkeys(line["method"] for line in result.summary) if m != "identity"]
     doses: set[float] = set()
@@ -227,14 +227,15 @@ def gain_figure(result: Evaluation) -> "Figure":
         axes.errorbar(apart, gain, [gain - low, high - gain], marker="o", capsize=3, label=method)
     some = sorted(doses)
     ceiling = [variance_ceiling_db(d, result.target_kind == "independent") for d in some]
-    axes.plot(some, ceiling, "k--", label="ceiling for thinned counts")
+    if any(line.get("fraction_of_ceiling") is not None for line in result.summary):
+        axes.plot(some, ceiling, "k--", label="ceiling for thinned counts")
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks(some, [f"{d:g}" for d in some])
     axes.minorticks_off()
     axes.set_xlabel("dose reduction factor")
     axes.set_ylabel(f"gain against the {result.target_kind} full dose [dB]")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -242,7 +243,8 @@ def slice_figure(result: Evaluation) -> "Figure":
     """Slices by method in radiological convention, and their differences from the noise-free image."""
     from matplotlib.figure import Figure
 
-    clean, names = result.pictures["noise-free"], list(result.pictures)
+    names = list(result.pictures)
+    clean = result.pictures[names[-1]]
     top = float(np.percentile(clean[clean > 0], 99.5)) if (clean > 0).any() else 1.0
     across, along = result.slice_mm
     height = clean.shape[1] * along / (clean.shape[0] * across)
