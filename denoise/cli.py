@@ -208,7 +208,8 @@ def _evaluate(command: Evaluate) -> dict[str, Any]:
     from denoise.denoiser import model_files
     from denoise.evaluate import evaluate
     from denoise.model_file import read_card
-    from denoise.report import make_folder, markdown, write_evaluation
+    from denoise.report import markdown, write_evaluation
+    from petsim.cache.store import make_folder
     from petsim.progress import progress_bar
 
     runs, out = [Path(r) for r in command.runs], Path(command.out)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +270,12 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     independent = realizations > 1 and not measured
     full = ladder.image(0, realizations - 1) if independent else ladder.image(0)
     peak = own_range_peak(clean, body)
+
+    @cache
+    def mean_error(dose: int) -> float:
+        return float(np.mean([_mse(ladder.image(dose, r), clean, body) for r in range(realizations)]))
+
     plain = [_mse(ladder.image(d), clean, body) for d in range(len(ladder.drfs))]
-    errors = [
-        float(np.mean([_mse(ladder.image(d, r), clean, body) for r in range(realizations)])) for d in range(len(ladder.drfs))
-    ]
     grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
     liver = next((k for k, v in names.items() if v == "liver"), None)
     box = None if labels is None or liver is None else liver_sphere(labels, liver, grid)
@@ -296,7 +299,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
             if drf > 1:
                 row["gain_db"] = 10 * math.log10(against_full / _mse(image, full, body))
             # Thinned counts and a shorter window have the variance of their counts, a lower injection fewer randoms too.
-            ratio = errors[dose] / errors[0] if ladder.mode == "dose" else drf
+            ratio = mean_error(dose) / mean_error(0) if ladder.mode == "dose" else drf
             if drf > 1 and ratio > 1 and not measured:
                 row["fraction_of_ceiling"] = fraction_of_ceiling(row["gain_db"], ratio, independent)
             if not measured:

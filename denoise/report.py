@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_recipes.errors import DataError
 from denoise.conventions import over_doses
 from denoise.evaluate import FALSE_ABOVE_SUV, FALSE_ML, PEAK_SUV, SPECTRUM_MM, Evaluation
 from denoise.metrics import variance_ceiling_db
-from petsim.cache.store import whole_or_nothing
+from petsim.cache.store import make_folder, whole_or_nothing
 from petsim.figures import displayed
 
 if TYPE_CHECKING:
@@ -71,14 +70,6 @@ def write_evaluation(result: Evaluation, out: Path, targets: dict[str, str]) -> 
         temporary.write_text(markdown(result, targets), encoding="utf-8")
     with whole_or_nothing(out / "index.html") as temporary:
         temporary.write_text(_page(result, targets), encoding="utf-8")
-
-
-def make_folder(out: Path) -> None:
-    """Folder of an evaluation; `DataError` where it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ from denoise.methods import Loss, Method, MethodName, Variant
 from denoise.model_file import ModelCard, save_model
 from denoise.networks.unet import UNet, UNetShape, placed
 from denoise.scaling import Scaling, Transform
-from petsim.cache.store import read_index, sha256_of, whole_or_nothing
+from petsim.cache.store import make_folder, read_index, sha256_of, whole_or_nothing
 
 Precision = Literal["auto", "fp32", "bf16"]
 Dimensions = Literal["3", "2.5", "2"]
@@ -209,7 +209,7 @@ def train(
         results = {}
         # All folders from the start, so that a run that was interrupted is seen to lack doses.
         for drf in drfs:
-            _make_folder(run / f"drf-{drf:g}")
+            make_folder(run / f"drf-{drf:g}")
         for k, drf in enumerate(drfs):
 
             def part(steps: int, error: float, first: int = k * settings.max_steps) -> None:
@@ -340,13 +340,6 @@ def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelC
     )  # fmt: skip
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {path.name}: {error.strerror}; choose a folder that can be written") from None
-
-
 def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) -> dict[str, Any] | None:
     """State of a run to go on with, None for a new one."""
     path, values = run / "settings.json", {**asdict(settings), "data_sha256": digest}
@@ -356,7 +349,7 @@ def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) ->
             if path.read_text(encoding="utf-8") != text:
                 raise DataError(f"--out {run.name}: holds a run of other settings or data; choose another folder")
         elif place.is_first:
-            _make_folder(run)
+            make_folder(run)
             with whole_or_nothing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:

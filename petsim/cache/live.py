@@ -21,7 +21,7 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from petsim.cache.mapped import MappedImages
-from petsim.cache.schema import CHUNK, pack
+from petsim.cache.schema import chunk_of, pack
 from petsim.cache.store import array_sha256, canonical_json, sha256_of, whole_or_nothing
 
 SCHEMA = 1
@@ -179,7 +179,7 @@ class DoseCache:
 
 def _in_chunks(shape: tuple[int, ...]) -> int:
     """Voxels that are stored: chunks at the far ends are whole too."""
-    return math.prod(-(-n // min(CHUNK, n)) * min(CHUNK, n) for n in shape)
+    return math.prod(-(-n // c) * c for n, c in zip(shape, chunk_of(shape), strict=True))
 
 
 def _volumes(root: Path) -> Iterator[tuple[Path, int, int]]:
@@ -215,7 +215,7 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
 def _write(path: Path, key: str, made: Made) -> None:
     stored, scale = pack(made.image)
     with whole_or_nothing(path) as temporary, h5py.File(temporary, "w") as f:
-        dataset = f.create_dataset("recon", data=stored, chunks=tuple(min(CHUNK, n) for n in stored.shape))
+        dataset = f.create_dataset("recon", data=stored, chunks=chunk_of(stored.shape))
         dataset.attrs["scale"] = scale
         dataset.attrs["unit"] = "Bq/mL"
         dataset.attrs["sha256"] = array_sha256(stored)

@@ -82,6 +82,11 @@ class SubjectRecord:
         return a
 
 
+def chunk_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunk in which an image of this shape is stored."""
+    return tuple(min(CHUNK, n) for n in shape)
+
+
 def pack(values: np.ndarray) -> tuple[np.ndarray, float]:
     """float16 array and the scale that restores it: the largest magnitude becomes 32768, so nothing overflows."""
     largest = float(np.abs(values).max()) if values.size else 0.0

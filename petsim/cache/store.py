@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from data_recipes.errors import DataError
-from petsim.cache.schema import CHUNK, FLOAT_ROWS, INTEGER_ROWS, VERSION, SubjectRecord, pack, unpack
+from petsim.cache.schema import FLOAT_ROWS, INTEGER_ROWS, VERSION, SubjectRecord, chunk_of, pack, unpack
 
 INDEX = "dataset.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,10 +70,18 @@ def whole_or_nothing(final: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(out: Path) -> None:
+    """Folder for results; `DataError` where it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
+
+
 def write_subject(path: Path, record: SubjectRecord) -> None:
     """Write a subject's file: temporary file, fsync, rename."""
     with whole_or_nothing(path) as temporary, h5py.File(temporary, "w") as f:
-        chunks = tuple(min(CHUNK, n) for n in record.shape)
+        chunks = chunk_of(record.shape)
         _packed(f, "recon", record.images, (1, 1, *chunks))
         if record.noise_free is not None:
             _packed(f, "reference/noise_free", record.noise_free, chunks)
