@@ -44,7 +44,7 @@ TAIL_MARGIN_MM = 15.0
 """So far from the body, so that no unscattered counts are blurred into the tails."""
 
 DEFAULT_SCALE = 1.25
-"""Scale on single scatter where tails hold too few counts: about a fifth of the scatter of a body is multiple (Monte Carlo
+"""Scale on single scatter that is expected without counts in tails: about a fifth of the scatter of a body is multiple (Monte Carlo
 of generated patients)."""
 
 TAIL_GROUPS = 4
@@ -193,7 +193,7 @@ def estimate_randoms(
 def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> list[dict[str, Any]]:
     """Scale of the estimated scatter by image, from the counts in LORs beside the body.
 
-    Where tails hold too few counts it is `DEFAULT_SCALE` = m. An image that was reconstructed without scatter stands for
+    What is expected before counts are looked at is `DEFAULT_SCALE` = m. An image that was reconstructed without scatter stands for
     all net counts N, so that the scatter simulated from it, the share q of N, is too strong: the one of unscattered
     counts N - S alone is S = m q (N - S), that is m / (1 + m q) times what was simulated.
 
