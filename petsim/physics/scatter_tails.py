@@ -7,8 +7,8 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-LEAST_COUNTS = 10.0
-"""Scatter counts (those among randoms count less) below which a scale is not fitted; they give it to 30 %."""
+LEAST_COUNTS = 1.0
+"""Scatter counts (those among randoms count less) below which a scale is not fitted: they say next to nothing."""
 
 PRIOR_DEVIATION = 0.3
 """Standard deviation of the scale among bodies, as a part of the scale that is taken without counts: single scatter wants

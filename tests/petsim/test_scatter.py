@@ -516,7 +516,7 @@ def test_scale_is_bounded_and_needs_counts():
     assert result["scale"] == 2.0 and result["how"] == "bounded"
     assert sums.scale(highest=9.0)["scale"] == pytest.approx(5.0, rel=0.05)
     few = TailSums()
-    few.add(*tails(1.5, level=0.005))
+    few.add(*tails(1.5, level=0.0005))
     found = few.scale(default=1.1)
     assert (found["scale"], found["how"], found["counts"]) == (1.1, "fallback", few.counts)
     assert found["deviation"] == pytest.approx(PRIOR_DEVIATION * 1.1)
