@@ -56,6 +56,8 @@ class AcquisitionModel:
         Radius of the cylinder that holds the subject.
     operator : callable
         Makes the projectors: a class with the contract of `petsim.projectors.contract.SinogramOperator`.
+    projected : callable, optional
+        Views -> `line_integrals` that were made before, in an array of its own; None makes them.
     """
 
     layout: SinogramLayout
@@ -71,6 +73,7 @@ class AcquisitionModel:
     rays: int
     support_mm: float
     operator: Callable[..., SinogramOperator]
+    projected: Callable[[np.ndarray], np.ndarray] | None = None
 
     def normalization(self, views: np.ndarray) -> np.ndarray:
         """float32 (views, radial, plane)."""
@@ -94,6 +97,8 @@ class AcquisitionModel:
 
     def line_integrals(self, views: np.ndarray) -> np.ndarray:
         """Attenuated line integrals of the blurred activity, float32 (views, radial, tof, plane) in Bq/mL mm."""
+        if self.projected is not None:
+            return self.projected(views)
         total = np.zeros((len(views), *self.layout.shape[1:]), np.float32)
         for activity, mu in self._rays:
             survive = survival(mu.forward_prepared(self._prepared[1], views)) / np.float32(len(self._rays))

@@ -121,6 +121,40 @@ class MakeDataset:
 
 
 @dataclass(frozen=True)
+class ServeCache:
+    """Make fresh noise realizations of a dataset's training subjects, over and over, for denoise train --live."""
+
+    dataset: Positional[str]
+    """Folder of the dataset."""
+    cache: str | None = None
+    """Folder of the cache. Default: live in the dataset's folder."""
+    source: tuple[str, ...] = ()
+    """Images that the dataset was made from; it knows no path of them."""
+    sidecar: str | None = None
+    """Sidecar that it was made with."""
+    ct: str | None = None
+    """CT that it was made with."""
+    mu: str | None = None
+    """mu-map that it was made with."""
+    scanner: str | None = None
+    """TOML file of the scanner, where it is not one of petsim's."""
+    drf: tuple[float, ...] = ()
+    """Dose reduction factors. Default: those of the dataset."""
+    drf_range: tuple[float, float] | None = None
+    """Draw factors from this range instead, evenly on a logarithmic scale."""
+    draws: int = 3
+    """With --drf-range: factors a realization."""
+    budget_gb: float = 20.0
+    """Disk space; half of it for line integrals, half for volumes, of which the least recently used go first."""
+    memory_gb: float = 8.0
+    """Memory that may be used."""
+    realizations: int | None = None
+    """Stop after so many. Default: go on until interrupted."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
 class Verify:
     """Check a dataset: schema, hashes, finite values, count statistics."""
 
@@ -186,6 +220,7 @@ class Nema:
 
 Command = Annotated[
     Annotated[MakeDataset, subcommand("make-dataset")]
+    | Annotated[ServeCache, subcommand("serve-cache")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
@@ -200,7 +235,7 @@ Command = Annotated[
 def main() -> None:
     """Entry point: parse, run, and turn errors into one line and an exit status."""
     command, result = command_line.run(
-        "petsim", parse, _run, "run the same command again to complete the dataset",
+        "petsim", parse, _run, "what is finished stays; run the same command again to go on",
         "lower --memory-gb, use --preset fast or fewer --workers",
     )  # fmt: skip
     if isinstance(command, Verify) and result["problems"]:
@@ -215,6 +250,8 @@ def parse(argv: list[str]) -> Any:
 def _run(command: Any) -> dict[str, Any]:
     if isinstance(command, MakeDataset):
         return _make_dataset(command)
+    if isinstance(command, ServeCache):
+        return _serve_cache(command)
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Report):
@@ -308,6 +345,29 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
     print("projections: {}, {}".format(*choose_backend(command.backend, command.device)))
     print(f"{result['in_dataset']} subjects in {command.out}, {result['seconds']:.0f} s")
     return result
+
+
+def _serve_cache(command: ServeCache) -> dict[str, Any]:
+    from petsim.serve import ServeOptions, give_way, serve
+
+    if command.realizations is not None and command.realizations < 1:
+        raise UsageError(f"--realizations: must be at least 1, got {command.realizations}")
+    options = ServeOptions(
+        command.dataset, command.cache, command.source, command.sidecar, command.ct, command.mu, command.scanner,
+        command.drf, command.drf_range, command.draws, command.budget_gb, command.memory_gb,
+    )  # fmt: skip
+    give_way()
+    made = 0
+
+    def told(state: dict[str, Any]) -> None:
+        nonlocal made
+        made = state["made"]
+        print(
+            f"{state['subject']} realization {state['realization']}: {made} made, {state['per_minute']:.1f} a minute, "
+            f"{state['volumes']} volumes in {state['bytes'] / 1e9:.2f} GB", flush=True,
+        )  # fmt: skip
+
+    return serve(options, lambda: command.realizations is None or made < command.realizations, told)
 
 
 def _print_preview(result: dict[str, Any]) -> None:

@@ -44,8 +44,8 @@ TAIL_MARGIN_MM = 15.0
 """So far from the body, so that no unscattered counts are blurred into the tails."""
 
 DEFAULT_SCALE = 1.25
-"""Scale on single scatter that is expected without counts in tails: about a fifth of the scatter of a body is multiple (Monte Carlo
-of generated patients)."""
+"""Scale on single scatter that is expected without counts in tails: about a fifth of the scatter of a body is multiple
+(Monte Carlo of generated patients)."""
 
 TAIL_GROUPS = 4
 """Every so many-th group of views takes part in fitting tails."""
@@ -193,9 +193,9 @@ def estimate_randoms(
 def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> list[dict[str, Any]]:
     """Scale of the estimated scatter by image, from the counts in LORs beside the body.
 
-    What is expected before counts are looked at is `DEFAULT_SCALE` = m. An image that was reconstructed without scatter stands for
-    all net counts N, so that the scatter simulated from it, the share q of N, is too strong: the one of unscattered
-    counts N - S alone is S = m q (N - S), that is m / (1 + m q) times what was simulated.
+    What is expected before counts are looked at is `DEFAULT_SCALE` = m. An image that was reconstructed without scatter
+    stands for all net counts N, so that the scatter simulated from it, the share q of N, is too strong: the one of
+    unscattered counts N - S alone is S = m q (N - S), that is m / (1 + m q) times what was simulated.
 
     Returns
     -------

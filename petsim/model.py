@@ -1,7 +1,7 @@
 """Acquisition model of a planned subject: what its settings mean in physics."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from petsim.physics.monte_carlo import acceptance
 from petsim.physics.multiple_scatter import add_multiple
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
 from petsim.physics.resolution import add_positron_range
-from petsim.physics.scatter import single_scatter
+from petsim.physics.scatter import ScatterTable, single_scatter
 from petsim.physics.scatter_monte_carlo import monte_carlo_scatter
 from petsim.physics.sensitivity import photons_kept, sensitivity
 from petsim.physics.singles import Singles, no_singles, subject_singles
@@ -34,11 +34,40 @@ SAMPLED_VIEWS = 12
 """Views from which the level of counts is estimated beforehand."""
 
 
-def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
-    """Acquisition model of a planned subject at the doses of the settings; `--counts` scales the duration."""
+@dataclass(frozen=True)
+class Photons:
+    """What takes photon by photon or point by point to find, and holds at any dose.
+
+    Parameters
+    ----------
+    singles : Singles
+    scatter : ScatterTable, optional
+    """
+
+    singles: Singles
+    scatter: ScatterTable | None
+
+
+def find_photons(plan: Plan, settings: SimulationSettings) -> Photons:
+    """Singles and scatter of a planned subject; they do not depend on the settings' doses."""
+    singles = _singles(plan, settings)
+    return Photons(singles, _scatter(plan, settings, singles))
+
+
+def build_model(plan: Plan, settings: SimulationSettings, photons: Photons | None = None) -> AcquisitionModel:
+    """Acquisition model of a planned subject at the doses of the settings; `--counts` scales the duration.
+
+    Parameters
+    ----------
+    plan : Plan
+    settings : SimulationSettings
+    photons : Photons, optional
+        Found before; None finds them.
+    """
     scanner, subject = plan.scanner, plan.subject
     assert subject.mu_per_cm is not None
-    singles = _singles(plan, settings)
+    photons = photons or find_photons(plan, settings)
+    singles = photons.singles
     isotope_name = subject.injection.isotope
 
     def blur(image: np.ndarray) -> np.ndarray:
@@ -56,7 +85,7 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
         efficiencies=crystal_efficiencies(scanner, settings.efficiency_spread),
         rates=_rates(plan, settings, singles, 1.0),
         areas=singles.areas,
-        scatter=_scatter(plan, settings, singles),
+        scatter=photons.scatter,
         rays=settings.rays,
         operator=projector_class(settings.backend),
         support_mm=plan.fov_mm / 2,
@@ -67,6 +96,28 @@ def build_model(plan: Plan, settings: SimulationSettings) -> AcquisitionModel:
     if total <= 0:
         raise DataError("no counts are expected at all; the activity lies outside the field of view")
     return replace(model, rates=_rates(plan, settings, singles, settings.counts / total))
+
+
+def duration_scale(model: AcquisitionModel, plan: Plan, settings: SimulationSettings, photons: Photons) -> float:
+    """Factor on the duration that `--counts` stands for in a model."""
+    return model.rates[0].counts_per_unit / _rates(plan, settings, photons.singles, 1.0)[0].counts_per_unit
+
+
+def at_doses(
+    model: AcquisitionModel, plan: Plan, settings: SimulationSettings, photons: Photons, scale: float
+) -> AcquisitionModel:
+    """The model of the same subject at the doses of other settings.
+
+    Parameters
+    ----------
+    model, plan, photons
+        Of the subject.
+    settings : SimulationSettings
+        Equal to those of the model but for the doses.
+    scale : float
+        Of the model, see `duration_scale`.
+    """
+    return replace(model, rates=_rates(plan, settings, photons.singles, scale))
 
 
 def _rates(plan: Plan, settings: SimulationSettings, singles: Singles, scale: float) -> tuple[DoseRates, ...]:

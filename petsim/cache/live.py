@@ -2,7 +2,8 @@
 
 A subject has a folder, named after everything that its volumes depend on, so that a changed setting never finds what an old
 one made; a volume has a file, `drf<D>_r<k>.h5`. A file that exists is whole. Locks are the kernel's and fall with their
-holder. A volume that is evicted or removed while it is mapped stays readable until the last reader lets it go.
+holder. A volume that is evicted or removed while it is mapped stays readable until the last reader lets it go. Volumes of
+one realization are nested counts and made together.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ SCHEMA = 1
 """Part of every key: raised whenever the code would make other volumes of the same recipe."""
 
 LOCKS = 256
-"""Two volumes that share a lock are not made at the same time."""
+"""Two realizations that share a lock are not made at the same time."""
 
 OVERHEAD_BYTES = 16_384
 """What a file takes besides its voxels, at most."""
@@ -68,8 +69,8 @@ class Kept:
     made_s: float
 
 
-Simulate = Callable[[str, float, int], Made]
-"""(subject, DRF, realization) -> volume."""
+Simulate = Callable[[str, tuple[float, ...], int], Sequence[Made]]
+"""(subject, DRFs, realization) -> a volume for each DRF, which does not depend on the others."""
 
 
 class DoseCache:
@@ -134,52 +135,101 @@ class DoseCache:
         DataError
             A full disk, or what `simulate` raises.
         """
-        path = self.path(subject, drf, realization)
-        key = f"{self._keys[subject]} {path.stem}"
-        found = _open(path, key)
-        if found is not None:
-            return found
+        self._count(self.holds(subject, drf, realization))
+        found = self.get_all(subject, (drf,), realization, wait)
+        return None if found is None else found[0]
+
+    def get_all(self, subject: str, drfs: Sequence[float], realization: int, wait: bool = True) -> list[Kept] | None:
+        """Volumes of one realization at some doses, as `get` gives one; those that are missing are made together."""
+        paths = [self.path(subject, drf, realization) for drf in drfs]
+        keys = [f"{self._keys[subject]} {path.stem}" for path in paths]
+        found = [_open(path, key) for path, key in zip(paths, keys, strict=True)]
+        if all(kept is not None for kept in found):
+            return [kept for kept in found if kept is not None]
         # One of a fixed set of locks: volumes come and go without number, and their locks would stay.
-        with _locked(self.root / "locks" / f"{int(sha256_of(key)[:8], 16) % LOCKS}", wait) as mine:
+        lock = int(sha256_of([self._keys[subject], realization])[:8], 16) % LOCKS
+        with _locked(self.root / "locks" / f"{lock}", wait) as mine:
             if not mine:
                 return None
-            found = _open(path, key)
-            if found is not None:
-                return found
-            made = self._simulate(subject, drf, realization)
-            with _locked(self.root / "locks" / "write", wait=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._make_room(path, OVERHEAD_BYTES + 2 * _in_chunks(made.image.shape))
-                _write(path, key, made)
-                found = _open(path, key)
-            if found is None:
-                raise DataError(f"{path.name}: was written and cannot be read; check the disk and the memory")
-        return found
+            found = [_open(path, key) for path, key in zip(paths, keys, strict=True)]
+            missing = [k for k, kept in enumerate(found) if kept is None]
+            made = self._simulate(subject, tuple(drfs[k] for k in missing), realization) if missing else ()
+            for k, one in zip(missing, made, strict=True):
+                with _locked(self.root / "locks" / "write", wait=True):
+                    paths[k].parent.mkdir(parents=True, exist_ok=True)
+                    self._make_room(paths[k], paths, OVERHEAD_BYTES + 2 * _in_chunks(one.image.shape))
+                    _write(paths[k], keys[k], one)
+                    found[k] = _open(paths[k], keys[k])
+                if found[k] is None:
+                    raise DataError(f"{paths[k].name}: was written and cannot be read; check the disk and the memory")
+        return [kept for kept in found if kept is not None]
+
+    def new_realization(self, subject: str) -> int:
+        """A number that no process was ever given for this subject; 0 at first, also after volumes were evicted."""
+        path = self.folder(subject) / "next"
+        with _locked(self.root / "locks" / "write", wait=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            number = _number(path)
+            with whole_or_nothing(path) as temporary:
+                temporary.write_text(f"{number + 1}\n", encoding="ascii")
+        return number
+
+    def started(self, subject: str) -> int:
+        """How many realizations `new_realization` has given out."""
+        return _number(self.folder(subject) / "next")
+
+    def holdings(self) -> dict[str, Any]:
+        """Volumes of all recipes and their bytes."""
+        sizes = [size for _, size, _ in _volumes(self.root)]
+        return {"volumes": len(sizes), "bytes": sum(sizes)}
+
+    def note(self, name: str, value: dict[str, Any]) -> None:
+        """Leave a JSON value in a file of the cache's folder."""
+        with _locked(self.root / "locks" / "write", wait=True), whole_or_nothing(self.root / name) as temporary:
+            temporary.write_text(json.dumps(value), encoding="utf-8")
+
+    def _count(self, hit: bool) -> None:
+        """Note a hit or a miss: a letter at the end of a file, to which processes may add at the same time."""
+        with contextlib.suppress(OSError), (self.root / "asked").open("ab") as f:
+            f.write(b"h" if hit else b"m")
 
     def holds(self, subject: str, drf: float, realization: int) -> bool:
         """Whether a volume is on disk."""
         return self.path(subject, drf, realization).exists()
 
-    def _make_room(self, path: Path, wanted: float) -> None:
-        """Evict what was used least recently; to be called by the one that may write."""
+    def _make_room(self, path: Path, together: Sequence[Path], wanted: float) -> None:
+        """Evict what was used least recently, but for those of one realization; to be called by the one that may write."""
         if wanted > self.budget_bytes:
             raise UsageError(
                 f"one volume takes {wanted / 1e6:.1f} MB, the cache may hold {self.budget_bytes / 1e6:.1f} MB; give it more"
             )
-        for left_behind in self.root.glob("*/*.tmp"):
+        for left_behind in self.root.glob("*/drf*_r*.h5.tmp"):
             left_behind.unlink(missing_ok=True)
-        volumes = [(used, size, other) for other, size, used in _volumes(self.root) if other != path]
+        volumes = sorted((used, size, other) for other, size, used in _volumes(self.root) if other != path)
         total = sum(size for _, size, _ in volumes)
-        for _, size, other in sorted(volumes):
+        for _, size, other in volumes:
             if total + wanted <= self.budget_bytes:
-                break
-            other.unlink(missing_ok=True)
-            total -= size
+                return
+            if other not in together:
+                other.unlink(missing_ok=True)
+                total -= size
+        if total + wanted > self.budget_bytes:
+            raise UsageError(
+                f"the volumes of one realization take more than the {self.budget_bytes / 1e6:.1f} MB that the cache may "
+                "hold; give it more"
+            )
 
 
 def _in_chunks(shape: tuple[int, ...]) -> int:
     """Voxels that are stored: chunks at the far ends are whole too."""
     return math.prod(-(-n // c) * c for n, c in zip(shape, chunk_of(shape), strict=True))
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
 
 
 def _volumes(root: Path) -> Iterator[tuple[Path, int, int]]:
@@ -224,14 +274,38 @@ def _write(path: Path, key: str, made: Made) -> None:
         f.attrs["made_s"] = time.time()
 
 
-def _open(path: Path, key: str) -> Kept | None:
-    """A volume, marked as used now; None when it is not there, damaged, or of another key."""
+def read_note(root: Path, name: str) -> dict[str, Any] | None:
+    """What `DoseCache.note` left; None where there is nothing."""
+    try:
+        return json.loads((root / name).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def listed(folder: Path) -> list[tuple[int, float, Path]]:
+    """Realization, DRF and path of the volumes in a subject's folder, sorted."""
+    found = []
+    for path in folder.glob("drf*_r*.h5"):
+        drf, _, realization = path.stem.removeprefix("drf").partition("_r")
+        found.append((int(realization), float(drf), path))
+    return sorted(found)
+
+
+def read_volume(path: Path, factor: float = 1.0) -> Kept | None:
+    """A volume that was `listed`, times a factor, marked as used now; None when it was evicted since then."""
+    return _open(path, None, factor)
+
+
+def _open(path: Path, key: str | None, factor: float = 1.0) -> Kept | None:
+    """A volume, marked as used now; None when it is not there, damaged, or of another key (None: of another place)."""
     try:
         with h5py.File(path, "r") as f:
-            if f.attrs["key"] != key:
+            found = str(f.attrs["key"])
+            digest, _, name = found.partition(" ")
+            if found != key if key else (name != path.stem or not path.parent.name.endswith(f"-{digest[:16]}")):
                 return None
             counts, made_s = json.loads(str(f.attrs["counts"])), float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
-        image = MappedImages(path, "recon").pinned()
+        image = MappedImages(path, "recon", factor).pinned()
         os.utime(path)
     except (OSError, KeyError, DataError):
         return None

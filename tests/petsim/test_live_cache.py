@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_recipes.errors import DataError, UsageError
-from petsim.cache.live import DoseCache, Made
+from petsim.cache.live import DoseCache, Made, listed, read_note, read_volume
 
 SHAPE = (20, 24, 40)
 BYTES = 2 * 20 * 24 * 64
@@ -36,10 +36,10 @@ class Simulator:
     def __init__(self, wait_s=0.0):
         self.calls, self.wait_s = [], wait_s
 
-    def __call__(self, subject, drf, realization):
-        self.calls.append((subject, drf, realization))
+    def __call__(self, subject, drfs, realization):
+        self.calls += [(subject, drf, realization) for drf in drfs]
         time.sleep(self.wait_s)
-        return Made(volume(subject, drf, realization), {"prompts": realization})
+        return [Made(volume(subject, drf, realization), {"prompts": realization}) for drf in drfs]
 
 
 def test_a_volume_is_made_once_and_is_the_one_asked_for(tmp_path):
@@ -54,6 +54,71 @@ def test_a_volume_is_made_once_and_is_the_one_asked_for(tmp_path):
     assert len(make.calls) == 4
     again = DoseCache(tmp_path, 1e9, RECIPES, make)
     assert again.get("a", 17.3, 0) is not None and len(make.calls) == 4
+
+
+def test_volumes_of_a_realization_are_made_together(tmp_path):
+    calls = []
+
+    def simulate(subject, drfs, realization):
+        calls.append(drfs)
+        return Simulator()(subject, drfs, realization)
+
+    cache = DoseCache(tmp_path, 1e9, RECIPES, simulate)
+    cache.get("a", 4.0, 0)
+    for _ in range(2):
+        got = cache.get_all("a", (1.0, 4.0, 20.0), 0)
+        for drf, kept in zip((1.0, 4.0, 20.0), got, strict=True):
+            np.testing.assert_allclose(kept.image.volume(), volume("a", drf, 0), atol=0.2)
+    # What is there is not made again.
+    assert calls == [(4.0,), (1.0, 20.0)]
+    cache.get("a", 20.0, 0)
+    assert (tmp_path / "asked").read_text() == "mh"
+
+
+def test_volumes_of_a_realization_do_not_evict_each_other(tmp_path):
+    cache = DoseCache(tmp_path, 2.5 * (BYTES + 10_000), RECIPES, Simulator())
+    cache.get("b", 4.0, 0)
+    assert len(cache.get_all("a", (1.0, 4.0), 0)) == 2
+    assert not cache.holds("b", 4.0, 0) and cache.holds("a", 1.0, 0) and cache.holds("a", 4.0, 0)
+    with pytest.raises(UsageError, match="one realization take more"):
+        cache.get_all("a", (1.0, 4.0, 20.0), 1)
+
+
+def test_volumes_are_found_by_those_that_did_not_ask(tmp_path):
+    cache = DoseCache(tmp_path, 1e9, RECIPES, Simulator())
+    for drf, realization in ((20.0, 3), (4.25, 3), (4.0, 1)):
+        cache.get("a", drf, realization)
+    found = listed(cache.folder("a"))
+    assert [(r, d) for r, d, _ in found] == [(1, 4.0), (3, 4.25), (3, 20.0)]
+    kept = read_volume(found[1][2], 2.0)
+    np.testing.assert_allclose(kept.image.volume(), 2 * volume("a", 4.25, 3), atol=0.4)
+    # Whatever was put in a wrong place is not taken for what its name says.
+    shutil.copy(found[0][2], cache.path("a", 5.0, 1))
+    shutil.copytree(cache.folder("a"), tmp_path / "b-0123456789abcdef")
+    assert read_volume(cache.path("a", 5.0, 1)) is None
+    assert read_volume(tmp_path / "b-0123456789abcdef" / found[0][2].name) is None
+    assert read_volume(cache.path("a", 6.0, 1)) is None
+
+
+def test_notes_are_whole(tmp_path):
+    cache = DoseCache(tmp_path, 1e9, RECIPES, Simulator())
+    assert read_note(tmp_path, "state.json") is None
+    cache.note("state.json", {"made": 1})
+    assert read_note(tmp_path, "state.json") == {"made": 1}
+    (tmp_path / "state.json").write_text("{")
+    assert read_note(tmp_path, "state.json") is None
+
+
+def test_numbers_of_realizations_never_repeat(tmp_path):
+    caches = [DoseCache(tmp_path, 1e9, RECIPES, Simulator()) for _ in range(4)]
+    given = []
+    threads = [threading.Thread(target=lambda c=c: given.extend(c.new_realization("a") for _ in range(10))) for c in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(40))
+    assert (caches[0].started("a"), caches[0].started("b")) == (40, 0)
 
 
 def test_a_changed_recipe_never_finds_the_old_volume(tmp_path):
@@ -103,7 +168,7 @@ def test_a_budget_below_one_volume_is_refused(tmp_path):
 
 
 def test_what_the_simulation_raises_leaves_nothing(tmp_path):
-    def fails(subject, drf, realization):
+    def fails(subject, drfs, realization):
         raise DataError("no counts")
 
     cache = DoseCache(tmp_path, 1e9, RECIPES, fails)
@@ -133,13 +198,13 @@ def test_a_forked_child_does_not_keep_the_locks(tmp_path):
     """As when data loaders are started while a producer writes."""
     children = []
 
-    def forks(subject, drf, realization):
+    def forks(subject, drfs, realization):
         child = os.fork()
         if child == 0:
             time.sleep(20)
             os._exit(0)
         children.append(child)
-        return Made(volume(subject, drf, realization), {})
+        return [Made(volume(subject, drf, realization), {}) for drf in drfs]
 
     try:
         DoseCache(tmp_path, 1e9, RECIPES, forks).get("a", 4.0, 0)

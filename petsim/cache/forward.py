@@ -1,0 +1,113 @@
+"""What a new realization of a subject starts from, kept on disk: line integrals, singles and scatter."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data_recipes.errors import DataError
+from petsim.acquisition import AcquisitionModel
+from petsim.cache.store import whole_or_nothing
+from petsim.geometry.scanner import Scanner
+from petsim.model import Photons
+from petsim.physics.scatter import ScatterTable
+from petsim.physics.singles import DetectorAreas, Singles
+
+_SINGLES = ("activity_cps", "triggers_cps", "multiple_ratio")
+_RATES = ("lutetium_cps", "lutetium_triggers_cps")
+_TABLE = ("factors", "first_difference", "detector_z_mm", "tof_bin_mm", "radius_mm")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward model's results for one subject.
+
+    Parameters
+    ----------
+    photons : Photons
+    scale : float
+        Factor on the duration, see `petsim.model.duration_scale`.
+    integrals : ndarray, optional
+        float32 (view, radial, tof, plane), mapped from disk: `AcquisitionModel.line_integrals`; None where not kept.
+    """
+
+    photons: Photons
+    scale: float
+    integrals: np.ndarray | None
+
+    def line_integrals(self, views: np.ndarray) -> np.ndarray:
+        """Those of some views, in an array of their own."""
+        assert self.integrals is not None
+        return self.integrals[views]
+
+
+def write_forward(
+    path: Path, key: str, photons: Photons, scale: float, model: AcquisitionModel, groups: Iterable[np.ndarray]
+) -> None:
+    """Keep what was found for a subject.
+
+    Parameters
+    ----------
+    path : Path
+    key : str
+        Of everything that it depends on.
+    photons, scale
+        See `Forward`.
+    model : AcquisitionModel
+    groups : iterable of ndarray
+        Groups of views whose line integrals are made and kept; none: they are not.
+    """
+    with whole_or_nothing(path) as temporary, h5py.File(temporary, "w") as f:
+        f.attrs["key"], f.attrs["scale"] = key, scale
+        for name in _SINGLES:
+            f[f"singles/{name}"] = getattr(photons.singles, name)
+        for name in _RATES:
+            f.attrs[name] = getattr(photons.singles, name)
+        if photons.scatter is not None:
+            table = f.create_dataset("scatter", data=photons.scatter.values)
+            for name in _TABLE:
+                table.attrs[name] = getattr(photons.scatter, name)
+        integrals = None
+        for views in groups:
+            if integrals is None:
+                integrals = f.create_dataset("line_integrals", model.layout.shape, np.float32)
+            for view, values in zip(views.tolist(), model.line_integrals(views), strict=True):
+                integrals[view] = values
+
+
+def read_forward(path: Path, key: str, scanner: Scanner) -> Forward | None:
+    """What was kept under this key; None when it is not there, damaged, or of another key."""
+    try:
+        with h5py.File(path, "r") as f:
+            if f.attrs["key"] != key:
+                return None
+            rates = {name: float(f.attrs[name]) for name in _RATES}  # pyright: ignore[reportArgumentType]
+            arrays = {name: np.asarray(f[f"singles/{name}"]) for name in _SINGLES}
+            singles = Singles(areas=DetectorAreas.of(scanner), **arrays, **rates)
+            scale = float(f.attrs["scale"])  # pyright: ignore[reportArgumentType]
+            scatter = _table(f["scatter"]) if "scatter" in f else None
+            integrals = _mapped(path, f["line_integrals"]) if "line_integrals" in f else None
+    except (OSError, KeyError, ValueError, DataError):
+        return None
+    return Forward(Photons(singles, scatter), scale, integrals)
+
+
+def _table(dataset: h5py.Dataset) -> ScatterTable:
+    a = dataset.attrs
+    return ScatterTable(
+        values=dataset[()],
+        factors=tuple(float(v) for v in a["factors"]),
+        first_difference=int(a["first_difference"]),
+        detector_z_mm=tuple(float(v) for v in a["detector_z_mm"]),
+        tof_bin_mm=float(a["tof_bin_mm"]),
+        radius_mm=float(a["radius_mm"]),
+    )
+
+
+def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise DataError(f"{path.name}: line integrals are missing")
+    return np.memmap(path, np.float32, "r", offset, dataset.shape)

@@ -1,0 +1,204 @@
+"""Fresh realizations: those of the dataset where the number is one of its own, and others where it is not."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_recipes.errors import DataError, UsageError
+from petsim.cache.live import DoseCache, listed, read_note, read_volume
+from petsim.cache.store import SubjectFile, read_index
+from petsim.dataset import Job, ReadOptions, make_dataset
+from petsim.fresh import FIRST, Paths, Simulator, dataset_jobs, dataset_request, recipes
+from petsim.producer import STATE
+from petsim.serve import CONTENTS, ServeOptions, serve
+from tests import kill_driver
+
+PATHS = Paths(scanner=kill_driver.SCANNER)
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    import data_recipes.phantoms.whole_body as module
+
+    monkeypatch.setattr(module, "whole_body", module.whole_body)
+    kill_driver.coarse_patients()
+
+
+def physical_dataset(folder, **changes):
+    request = kill_driver.physical_request(str(folder), realizations=2, **changes)
+    make_dataset(replace(request, subjects=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        import data_recipes.phantoms.whole_body as module
+
+        patch.setattr(module, "whole_body", module.whole_body)
+        kill_driver.coarse_patients()
+        return physical_dataset(tmp_path_factory.mktemp("fresh") / "set")
+
+
+def simulator(folder, store, kept_bytes=1e9, memory_bytes=4e9):
+    request = dataset_request(folder, PATHS)
+    return Simulator(request, dataset_jobs(folder, request), store, kept_bytes, memory_bytes)
+
+
+def train_subject(folder):
+    return next(s["name"] for s in read_index(folder)["subjects"] if s["split"] == "train")
+
+
+def stored(folder, name, dose, realization):
+    with SubjectFile(folder / f"{name}.h5") as f:
+        return f.image(dose, realization), {k: v[dose, realization] for k, v in f.doses().items()}
+
+
+@pytest.mark.parametrize("mode", ["thin", "dose"])
+def test_a_realization_of_the_dataset_comes_out_again(dataset, tmp_path, mode):
+    """Kept line integrals, other doses beside it and another process change nothing."""
+    folder = dataset if mode == "thin" else physical_dataset(tmp_path / "dose", mode=mode)
+    name = train_subject(folder)
+    stores = ((tmp_path / "a", 1e9), (tmp_path / "a", 1e9), (tmp_path / "b", 0))
+    for simulate in (simulator(folder, *store) for store in stores):
+        for realization in (1, 0):
+            made = simulate(name, (4.0, 20.0), realization)
+            for dose, one in zip((1, 2), made, strict=True):
+                image, row = stored(folder, name, dose, realization)
+                np.testing.assert_allclose(one.image, image, atol=2e-3 * image.max())
+                assert one.counts["prompts"] == row["prompts"]
+                assert one.counts["nec"] == pytest.approx(row["nec"], rel=1e-9)
+            alone = simulate(name, (20.0,), realization)[0]
+            np.testing.assert_allclose(alone.image, made[1].image, rtol=1e-4, atol=1e-5 * made[1].image.max())
+    with h5py.File(next((tmp_path / "a").glob("*.h5"))) as f:
+        assert "line_integrals" in f
+    with h5py.File(next((tmp_path / "b").glob("*.h5"))) as f:
+        assert "line_integrals" not in f
+
+
+def test_new_numbers_give_new_noise_of_the_same_size(dataset, tmp_path):
+    simulate = simulator(dataset, tmp_path / "a")
+    name = train_subject(dataset)
+    first, again, other = (simulate(name, (4.0,), n)[0] for n in (FIRST, FIRST, FIRST + 1))
+    np.testing.assert_array_equal(first.image, again.image)
+    image, row = stored(dataset, name, 1, 0)
+    assert first.counts["prompts"] != other.counts["prompts"]
+    assert abs(first.counts["prompts"] - row["prompts"]) < 6 * np.sqrt(2 * row["prompts"])
+    differences = [np.std(a - b) for a, b in ((first.image, other.image), (first.image, image), (other.image, image))]
+    assert min(differences) > 0.5 * max(differences) > 0
+
+
+def test_any_dose_can_be_asked_for(dataset, tmp_path):
+    simulate = simulator(dataset, tmp_path / "a")
+    made = simulate(train_subject(dataset), (2.5, 17.3), FIRST)
+    assert made[0].counts["prompts"] / made[1].counts["prompts"] == pytest.approx(17.3 / 2.5, rel=0.1)
+
+
+def test_forward_models_of_another_recipe_or_damaged_ones_are_made_again(dataset, tmp_path):
+    name = train_subject(dataset)
+    simulator(dataset, tmp_path / "a")(name, (4.0,), 0)
+    path = tmp_path / "a" / f"{name}.h5"
+    for damage in (b"no HDF5", path.read_bytes()[:5000]):
+        path.write_bytes(damage)
+        made = simulator(dataset, tmp_path / "a")(name, (4.0,), 0)[0]
+        image, _ = stored(dataset, name, 1, 0)
+        np.testing.assert_allclose(made.image, image, atol=2e-3 * image.max())
+    with h5py.File(path, "r+") as f:
+        f.attrs["key"] = "another"
+        f["line_integrals"][...] = 0
+    made = simulator(dataset, tmp_path / "a")(name, (4.0,), 0)[0]
+    np.testing.assert_allclose(made.image, image, atol=2e-3 * image.max())
+
+
+def test_the_cache_makes_them_when_asked(dataset, tmp_path):
+    request = dataset_request(dataset, PATHS)
+    jobs = dataset_jobs(dataset, request)
+    simulate = Simulator(request, jobs, tmp_path / "forward", 1e9, 4e9)
+    cache = DoseCache(tmp_path / "cache", 1e9, recipes(dataset, request, list(jobs)), simulate)
+    kept = cache.get(train_subject(dataset), 4.0, 0)
+    image, _ = stored(dataset, train_subject(dataset), 1, 0)
+    np.testing.assert_allclose(kept.image.volume(), image, atol=2e-3 * image.max())
+
+
+def test_a_dataset_of_other_settings_is_refused(dataset, tmp_path):
+    with pytest.raises(UsageError, match="small_scanner"):
+        dataset_request(dataset, Paths())
+    moved = tmp_path / "small_scanner.toml"
+    shutil.copy(kill_driver.SCANNER, moved)
+    assert dataset_request(dataset, Paths(scanner=str(moved))).settings.drf == (1.0, 4.0, 20.0)
+    index = dataset / "dataset.json"
+    kept = index.read_text()
+    try:
+        changed = json.loads(kept)
+        changed["configuration"]["preset_values"]["filter_mm"] = 1.0
+        index.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="other values of preset_values"):
+            dataset_request(dataset, PATHS)
+        del changed["configuration"]["drf"]
+        index.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="has no 'drf'"):
+            dataset_request(dataset, PATHS)
+        changed = json.loads(kept)
+        changed["configuration"]["source"] = "image"
+        index.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="--source"):
+            dataset_request(dataset, PATHS)
+    finally:
+        index.write_text(kept)
+
+
+def test_jobs_are_those_of_the_split(dataset):
+    request = dataset_request(dataset, PATHS)
+    jobs = dataset_jobs(dataset, request)
+    name = train_subject(dataset)
+    assert jobs == {name: Job(name, seed=int(name[-4:]))}
+    with pytest.raises(DataError, match="split 'none'"):
+        dataset_jobs(dataset, request, "none")
+
+
+def test_serving_fills_a_cache_that_says_what_it_holds(dataset, tmp_path):
+    options = ServeOptions(str(dataset), str(tmp_path / "live"), scanner=kill_driver.SCANNER, drf=(4.0, 20.0))
+    state = serve(options, lambda: read_note(tmp_path / "live", STATE) is None)
+    assert (state["made"], state["volumes"], state["realization"]) == (1, 3, FIRST)
+    contents = read_note(tmp_path / "live", CONTENTS)
+    assert contents is not None and contents["drf"] == [4.0, 20.0]
+    assert contents["configuration_sha256"] == read_index(dataset)["configuration_sha256"]
+    name = train_subject(dataset)
+    volumes = listed(tmp_path / "live" / contents["subjects"][name])
+    assert [(r, d) for r, d, _ in volumes] == [(FIRST, 1.0), (FIRST, 4.0), (FIRST, 20.0)]
+    image, _ = stored(dataset, name, 1, 0)
+    kept = read_volume(volumes[1][2])
+    assert kept is not None
+    fresh = kept.image.volume()
+    assert fresh.sum() == pytest.approx(image.sum(), rel=0.2) and not np.allclose(fresh, image, rtol=0.01)
+
+
+def test_a_measured_image_gets_fresh_noise_below_itself(tmp_path):
+    """Noise is inserted as make-dataset does: full dose is the image itself."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for k in range(3):
+        x, y, _ = np.meshgrid(*(np.arange(n) - n / 2 for n in (24, 24, 6)), indexing="ij")
+        image = 5000.0 * ((x / 8) ** 2 + (y / 6) ** 2 < 1) * rng.uniform(0.8, 1.2, x.shape)
+        paths.append(tmp_path / f"{k}.nii.gz")
+        nib.save(nib.Nifti1Image(image.astype(np.float32), np.diag([12.0, 12.0, 12.0, 1.0])), paths[-1])
+    request = kill_driver.request(str(tmp_path / "set"))
+    settings = replace(request.settings, full_dose="source", slab_mm=None, drf=(4.0,), duration_s=20.0)
+    read = ReadOptions(units="bqml", weight_kg=70.0, injected_mbq=200.0, uptake_s=3600.0)
+    sources = tuple(map(str, paths))
+    make_dataset(replace(request, sources=sources, settings=settings, read=read))
+    asked = dataset_request(tmp_path / "set", replace(PATHS, sources=sources))
+    jobs = dataset_jobs(tmp_path / "set", asked)
+    simulate = Simulator(asked, jobs, tmp_path / "forward", 1e9, 4e9)
+    (name,) = jobs
+    full, low = simulate(name, (1.0, 4.0), 0)
+    for dose, one in enumerate((full, low)):
+        image, _ = stored(tmp_path / "set", name, dose, 0)
+        np.testing.assert_allclose(one.image, image, atol=2e-3 * image.max())
+    with pytest.raises(DataError, match=f"source of {name}"):
+        dataset_jobs(tmp_path / "set", replace(asked, sources=tuple(s for s in sources if s != jobs[name].path)))
