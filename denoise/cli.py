@@ -1,6 +1,9 @@
 """The `denoise` command. Only what parsing needs is imported here; the rest when a command runs."""
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
@@ -25,9 +28,18 @@ class Train:
     """Folder of the run."""
     drf: tuple[float, ...] = ()
     """Doses of the inputs. Default: all of the dataset below full dose."""
-    target: Literal["noise-free", "complement", "full"] = "noise-free"
+    target: Literal["noise-free", "complement", "full", "independent"] = "noise-free"
     """noise-free: the reconstruction of the expected counts (simulated subjects only); complement: the counts that the
-    input lacks; full: the nested full dose, whose best estimate copies noise."""
+    input lacks; full: the nested full dose, whose best estimate copies noise; independent: the full dose of another
+    realization."""
+    live: str | None = None
+    """Folder of a cache that petsim serve-cache fills: train on its fresh realizations, as far as there are any."""
+    on_the_fly: bool = False
+    """Fill such a cache in the background (data's folder, live), and train on it. For generated patients."""
+    cache_gb: float = 20.0
+    """Disk space of the cache with --on-the-fly."""
+    workers: int = 0
+    """Processes that load samples ahead; results do not depend on it."""
     variant: Literal["r0", "r1", "r2"] = "r0"
     """Of residual: plain, noise over the volume's measured noise, or errors weighed by the dose's noise."""
     loss: Literal["l2", "l1"] = "l2"
@@ -162,32 +174,66 @@ def _run(command: Any) -> dict[str, Any]:
 
 
 def _train(command: Train) -> dict[str, Any]:
+    import os
     from dataclasses import fields
-    from pathlib import Path
 
+    from denoise.live import check_live
     from denoise.train import TrainSettings, train, trained_doses
+    from petsim.cache.store import read_index
     from petsim.progress import progress_bar
+    from petsim.serve import ServeOptions, start
 
     settings = TrainSettings(**{
         f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}
     })  # fmt: skip
     each = settings.method == "dose-specific"
-    data = Path(command.data)
+    data, live = Path(command.data), None if command.live is None else Path(command.live)
+    if command.workers < 0:
+        raise UsageError(f"--workers: must be 0 or more, got {command.workers}")
+    if command.on_the_fly and live is not None:
+        raise UsageError("--on-the-fly: fills a cache of its own; leave it out where --live names one")
+    if live is not None:
+        check_live(live, read_index(data)["configuration_sha256"])
+    producer = None
     with progress_bar(len(trained_doses(data, settings)) if each else 1) as report:
 
         def progress(steps: int, error: float) -> None:
             done = steps / settings.max_steps
-            report(command.method, f"step {steps}, error {error:.3g}", done)
+            report(command.method, f"step {steps}, error {error:.3g}{'' if live is None else _producing(live)}", done)
 
-        result = train(data, Path(command.out), settings, command.device, progress)
+        if command.on_the_fly:
+            options = ServeOptions(command.data, budget_gb=command.cache_gb)
+            live = options.root
+            # Of several processes of one training on a machine, one fills the cache.
+            producer = start(options) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+        try:
+            result = train(data, Path(command.out), settings, command.device, progress, live, command.workers)
+        finally:
+            if producer is not None:
+                producer.terminate()
     for name, one in result.items() if each else [(command.method, result)]:
         print(f"{name}: {one['steps']} steps, validation error {one['validation_error']:.4g}")
     return result
 
 
+@lru_cache(maxsize=1)
+def _latest(live: Path, second: int) -> str:
+    from petsim.cache.live import read_note
+    from petsim.producer import STATE
+
+    state = read_note(live, STATE)
+    if state is None:
+        return ", no fresh realization yet"
+    return f", {state['made']} fresh realizations, {state['per_minute']:.1f} a minute"
+
+
+def _producing(live: Path) -> str:
+    """What the producer of a cache does, looked up once a second."""
+    return _latest(live, int(time.monotonic()))
+
+
 def _apply(command: Apply) -> dict[str, Any]:
     from dataclasses import fields
-    from pathlib import Path
 
     from denoise.apply import ApplyOptions, apply
 
@@ -203,8 +249,6 @@ def _apply(command: Apply) -> dict[str, Any]:
 
 
 def _evaluate(command: Evaluate) -> dict[str, Any]:
-    from pathlib import Path
-
     from denoise.denoiser import model_files
     from denoise.evaluate import evaluate
     from denoise.model_file import read_card

@@ -1,6 +1,6 @@
 """Training samples from a dataset of `petsim make-dataset`: a function of (seed, step, place in the batch) alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,13 +12,49 @@ from denoise.noise_level import NoiseLevel, body_mask, noise_level
 from petsim.cache.mapped import MappedImages
 from petsim.cache.store import SubjectFile, read_index
 
-Target = Literal["noise-free", "complement", "full"]
+Target = Literal["noise-free", "complement", "full", "independent"]
 Condition = Literal["noise", "nec", "drf"]
 
 BODY_STRIDE = 4
 
 BODY_SHARE = 0.9
 """Part of the patches that are centered on a voxel of the body."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A noisy image.
+
+    Parameters
+    ----------
+    drf : float
+    images : MappedImages
+        In SUV; `index` is its place along their leading axes.
+    index : tuple of int
+    measured : callable
+        Gives its NoiseLevel, in SUV.
+    log_nec_per_m : float
+        Logarithm of noise-equivalent counts a meter of the image's length.
+    fresh : bool
+        Made while training goes on.
+    """
+
+    drf: float
+    images: MappedImages
+    index: tuple[int, ...]
+    measured: Callable[[], NoiseLevel]
+    log_nec_per_m: float
+    fresh: bool = False
+
+    def condition(self, kind: Condition) -> float:
+        """What a conditioned network is told of the image."""
+        if kind == "noise":
+            return float(np.log(self.measured().relative))
+        return self.log_nec_per_m if kind == "nec" else float(np.log(self.drf))
+
+
+Source = tuple[MappedImages, tuple[int, ...]]
+"""An image among mapped ones: a target of training."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +77,8 @@ class Ladder:
     log_nec_per_m : ndarray
         float64 (dose, realization): logarithm of noise-equivalent counts a meter of the image's length.
     spacing_mm : tuple of float
+    suv_factor : float
+        SUV for 1 Bq/mL.
     scanner, mode : str
     inserted : bool
         Noise was inserted below a measured full dose, whose own noise it does not share.
@@ -54,6 +92,7 @@ class Ladder:
     levels: list[list[NoiseLevel]]
     log_nec_per_m: np.ndarray
     spacing_mm: tuple[float, float, float]
+    suv_factor: float
     scanner: str
     mode: str
     inserted: bool
@@ -77,13 +116,31 @@ class Ladder:
         """What images are compared with: the noise-free one, or of a measured image the full dose itself."""
         return self.image(0) if self.noise_free is None else self.noise_free.volume()
 
-    def condition(self, kind: Condition, dose: int, realization: int) -> float:
-        """What a conditioned network is told of an image."""
-        if kind == "noise":
-            return float(np.log(self.levels[dose][realization].relative))
-        if kind == "nec":
-            return float(self.log_nec_per_m[dose, realization])
-        return float(np.log(self.drfs[dose]))
+    def volume(self, dose: int, realization: int) -> Volume:
+        """One of its images."""
+        return Volume(
+            self.drfs[dose], self.images, (dose, realization), lambda: self.levels[dose][realization],
+            float(self.log_nec_per_m[dose, realization]),
+        )  # fmt: skip
+
+    def draw(self, rng: np.random.Generator, drfs: Sequence[float], target: Target) -> tuple[Volume, Source]:
+        """A random image at one of some doses, and what its target is made from.
+
+        For "complement" that is the full dose of the same counts, for "independent" the full dose of another realization.
+        """
+        dose = self.drfs.index(drfs[int(rng.integers(len(drfs)))])
+        realization = int(rng.integers(self.realizations))
+        low = self.volume(dose, realization)
+        if target == "noise-free":
+            return low, self.clean()
+        if target == "independent":
+            realization = (realization + 1 + int(rng.integers(self.realizations - 1))) % self.realizations
+        return low, (self.images, (0, realization))
+
+    def clean(self) -> Source:
+        """The noise-free image, which only simulated subjects have."""
+        assert self.noise_free is not None
+        return self.noise_free, ()
 
 
 def read_ladder(path: Path) -> Ladder:
@@ -109,7 +166,7 @@ def read_ladder(path: Path) -> Ladder:
     length_m = images.shape[-1] * spacing[2] / 1000
     return Ladder(
         path.stem, drfs, images, clean, body.astype(np.int32), levels, np.log(np.maximum(nec, 1.0) / length_m), spacing,
-        scanner, mode, inserted,
+        factor, scanner, mode, inserted,
     )  # fmt: skip
 
 
@@ -134,6 +191,11 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
                 f"{ladder.name}: the full dose is a measured image with noise of its own, so that no complement is "
                 "independent of the input; train with --target full"
             )
+        if target == "independent" and (ladder.inserted or ladder.realizations < 2):
+            raise DataError(
+                f"{ladder.name}: --target independent needs two simulated realizations of the full dose; make the dataset "
+                "with --realizations 2 and without --full-dose source"
+            )
         if target == "complement" and ladder.mode != "thin":
             raise DataError(f"{ladder.name}: --target complement needs thinned counts, made with --mode thin")
         if not np.allclose(ladder.spacing_mm, first.spacing_mm, rtol=0.01):
@@ -153,15 +215,18 @@ class Batch:
         (n, slices, x, y, z) and (n, 1, x, y, z) in SUV.
     condition, sd : ndarray
         (n,): what a conditioned network is told, and the noise [SUV] of the volume that each patch is from.
-    dose : ndarray
-        int64 (n,): index into the trained doses.
+    drf : ndarray
+        float64 (n,).
+    fresh : ndarray
+        bool (n,): from realizations made while training goes on.
     """
 
     low: np.ndarray
     target: np.ndarray
     condition: np.ndarray
     sd: np.ndarray
-    dose: np.ndarray
+    drf: np.ndarray
+    fresh: np.ndarray
 
 
 class Patches:
@@ -189,7 +254,8 @@ class Patches:
                  condition: Condition, target: Target, seed: int) -> None:  # fmt: skip
         self.ladders, self.drfs, self.size, self.slices = ladders, drfs, size, slices
         self._condition: Condition = condition
-        self._target, self._seed = target, seed
+        self._target: Target = target
+        self._seed = seed
         for ladder in ladders:
             missing = [d for d in drfs if d not in ladder.drfs]
             if missing:
@@ -203,43 +269,36 @@ class Patches:
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """Samples at some places of a step's batch."""
         samples = [self._sample(step, place) for place in places]
-        low, target, condition, sd, dose = zip(*samples, strict=True)
+        low, target, condition, sd, drf, fresh = zip(*samples, strict=True)
         return Batch(
             np.stack(low), np.stack(target), np.array(condition, np.float32), np.array(sd, np.float32),
-            np.array(dose, np.int64),
+            np.array(drf, np.float64), np.array(fresh, bool),
         )  # fmt: skip
 
-    def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, int]:
+    def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, float, bool]:
         rng = np.random.default_rng((self._seed, step, place))
         ladder = self.ladders[int(rng.integers(len(self.ladders)))]
-        dose = int(rng.integers(len(self.drfs)))
-        index = ladder.drfs.index(self.drfs[dose])
-        realization = int(rng.integers(ladder.realizations))
+        volume, (clean, index) = ladder.draw(rng, self.drfs, self._target)
         size = np.array(self.size)
         if rng.random() < BODY_SHARE:
             corner = ladder.body[rng.integers(len(ladder.body))] + rng.integers(0, BODY_STRIDE, 3) - size // 2
         else:
             corner = rng.integers(0, np.array(ladder.shape) - size + 1)
         corner = tuple(np.clip(corner, 0, np.array(ladder.shape) - size).tolist())
-        low = self._with_neighbors(ladder, (index, realization), corner)
-        if self._target == "noise-free":
-            assert ladder.noise_free is not None
-            target = ladder.noise_free.patch((), corner, self.size)
-        else:
-            target = ladder.images.patch((0, realization), corner, self.size)
-            if self._target == "complement":
-                drf = self.drfs[dose]
-                target = (np.float32(drf) * target - low[self.slices // 2]) / np.float32(drf - 1)
+        low = self._with_neighbors(volume, ladder.shape[2], corner)
+        target = clean.patch(index, corner, self.size)
+        if self._target == "complement":
+            target = (np.float32(volume.drf) * target - low[self.slices // 2]) / np.float32(volume.drf - 1)
         axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
         low, target = np.flip(low, axes), np.flip(target[None], axes)
         if 3 in axes:
             low = low[::-1]
-        return low, target, ladder.condition(self._condition, index, realization), ladder.levels[index][realization].sd, dose
+        return low, target, volume.condition(self._condition), volume.measured().sd, volume.drf, volume.fresh
 
-    def _with_neighbors(self, ladder: Ladder, index: tuple[int, int], corner: tuple[int, ...]) -> np.ndarray:
+    def _with_neighbors(self, volume: Volume, depth: int, corner: tuple[int, ...]) -> np.ndarray:
         """(slices, x, y, z): the patch shifted along z by -slices // 2 ... slices // 2; beyond the ends the last slice."""
-        half, depth = self.slices // 2, ladder.shape[2]
+        half = self.slices // 2
         first, last = max(0, corner[2] - half), min(depth, corner[2] + self.size[2] + half)
-        wide = ladder.images.patch(index, (*corner[:2], first), (*self.size[:2], last - first))
+        wide = volume.images.patch(volume.index, (*corner[:2], first), (*self.size[:2], last - first))
         places = np.arange(corner[2], corner[2] + self.size[2]) + np.arange(-half, half + 1)[:, None]
         return np.moveaxis(wide[:, :, np.clip(places, 0, depth - 1) - first], 2, 0)

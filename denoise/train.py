@@ -22,6 +22,8 @@ from torch import distributed
 
 from data_recipes.errors import DataError, UsageError
 from denoise.data import Batch, Condition, Ladder, Patches, Target, read_split
+from denoise.live import LiveLadder, with_live
+from denoise.loader import batches
 from denoise.methods import Loss, Method, MethodName, Variant
 from denoise.model_file import ModelCard, save_model
 from denoise.networks.unet import UNet, UNetShape, placed
@@ -49,7 +51,7 @@ class TrainSettings:
     drf : tuple of float
         Doses of the inputs; empty: all of the dataset below full dose.
     target : str
-        "noise-free", "complement" or "full".
+        "noise-free", "complement", "full" or "independent".
     condition : str
         What a conditioned network is told: "noise" (logarithm of the measured noise level), "nec" (of noise-equivalent
         counts a meter) or "drf" (of the dose reduction factor).
@@ -173,8 +175,9 @@ def _place(device: str) -> Iterator[_Place]:
 
 
 def train(
-    data: Path, run: Path, settings: TrainSettings, device: str = "auto", progress: Progress = lambda steps, error: None
-) -> dict[str, Any]:
+    data: Path, run: Path, settings: TrainSettings, device: str = "auto", progress: Progress = lambda steps, error: None,
+    live: Path | None = None, workers: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Train a network, or go on where an interrupted run of the same settings stopped.
 
     Parameters
@@ -188,6 +191,10 @@ def train(
     device : str
         "auto", "cpu" or "cuda".
     progress : callable
+    live : Path, optional
+        Folder of a cache of fresh realizations of the training subjects, which is being filled, or will be.
+    workers : int
+        Processes that make batches ahead.
 
     Returns
     -------
@@ -203,9 +210,11 @@ def train(
     drfs = trained_doses(data, settings)
     index = read_index(data)
     digest = sha256_of([index["configuration_sha256"], [[s["name"], s["sha256"], s["split"]] for s in index["subjects"]]])
+    if live is not None:
+        ladders["train"] = with_live(ladders["train"], live, index["configuration_sha256"])
     with _place(device) as place:
         if settings.method != "dose-specific":
-            return _train_one(ladders, run, replace(settings, drf=drfs), digest, place, progress)
+            return _train_one(ladders, run, replace(settings, drf=drfs), digest, place, progress, workers)
         results = {}
         # All folders from the start, so that a run that was interrupted is seen to lack doses.
         for drf in drfs:
@@ -216,7 +225,7 @@ def train(
                 progress(first + steps, error)
 
             results[f"drf-{drf:g}"] = _train_one(
-                ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,)), digest, place, part
+                ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,)), digest, place, part, workers
             )
         return results
 
@@ -227,8 +236,9 @@ def trained_doses(data: Path, settings: TrainSettings) -> tuple[float, ...]:
 
 
 def _train_one(
-    ladders: dict[str, list[Ladder]], run: Path, settings: TrainSettings, digest: str, place: _Place, progress: Progress
-) -> dict[str, Any]:
+    ladders: dict[str, list[Ladder]], run: Path, settings: TrainSettings, digest: str, place: _Place, progress: Progress,
+    workers: int,
+) -> dict[str, Any]:  # fmt: skip
     drfs, scaling, method = settings.drf, settings.scaling, settings.regression
     patches = {
         split: Patches(some, drfs, settings.patch_size(), settings.shape.slices, settings.condition, settings.target, seed)
@@ -242,7 +252,7 @@ def _train_one(
     averaged = placed(UNet(settings.shape), place.device)
     averaged.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    state = _open_run(run, settings, digest, place)
+    state = _open_run(run, settings, digest, any(isinstance(x, LiveLadder) for x in ladders["train"]), place)
     done, best, waited = 0, math.inf, 0
     if state is not None:
         network.load_state_dict(state["network"])
@@ -252,7 +262,7 @@ def _train_one(
     model: torch.nn.Module = network
     if place.world > 1:
         model = torch.nn.parallel.DistributedDataParallel(network)
-    dose_sd = torch.tensor(_dose_sd(ladders["train"], drfs) / scaling.scale_suv, dtype=torch.float32, device=place.device)
+    dose_sd = _dose_sd(ladders["train"], drfs)
     mine = range(place.rank, settings.batch, place.world)
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and place.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -260,24 +270,28 @@ def _train_one(
     cast = torch.autocast(place.device.type, torch.bfloat16, enabled=bf16)
 
     def error_of(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        low, target, condition, sd, dose = (
+        low, target, condition, sd, mean_sd = (
             torch.from_numpy(np.ascontiguousarray(a)).to(place.device)
-            for a in (batch.low, batch.target, batch.condition, batch.sd, batch.dose)
+            for a in (batch.low, batch.target, batch.condition, batch.sd, dose_sd(batch.drf))
         )
         with cast:
             estimate = method.estimate(net, scaling, low, condition, sd)
-        return method.error(estimate, scaling.to_network(target), sd / scaling.scale_suv, dose_sd[dose])
+        return method.error(estimate, scaling.to_network(target), sd / scaling.scale_suv, mean_sd / scaling.scale_suv)
 
     validation = [
         patches["val"].batch(0, range(k, k + settings.batch))
         for k in range(0, VALIDATION_PATCHES * len(drfs), settings.batch)
     ]
+    source = batches(patches["train"], mine, range(done, settings.max_steps), workers)
+    fresh: list[float] = []
     with _logs(run, done, place) as log:
         while done < settings.max_steps and waited < settings.patience:
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _rate(done, settings.max_steps)
             optimizer.zero_grad(set_to_none=True)
-            error = error_of(model, patches["train"].batch(done, mine))
+            batch = next(source)
+            error = error_of(model, batch)
+            fresh.append(float(batch.fresh.mean()))
             if not torch.isfinite(error):
                 raise DataError(f"training diverged at step {done}; lower --learning-rate")
             error.backward()
@@ -297,7 +311,8 @@ def _train_one(
             better = watched < best
             best, waited = (watched, 0) if better else (best, waited + 1)
             if place.is_first:
-                log(done, error.item(), watched)
+                log(done, error.item(), watched, float(np.mean(fresh)))
+                fresh.clear()
                 finished = replace(card, steps=done)
                 for name in ("best", "last") if better else ("last",):
                     save_model(run / f"{name}.safetensors", averaged, finished)
@@ -318,19 +333,21 @@ def _rate(step: int, steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _dose_sd(ladders: list[Ladder], drfs: tuple[float, ...]) -> np.ndarray:
-    """Root mean square noise [SUV] of the volumes at each dose."""
-    return np.array([
+def _dose_sd(ladders: list[Ladder], drfs: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """DRFs -> root mean square noise [SUV] of the volumes there, float32; between the trained doses by a power law."""
+    known = [
         math.sqrt(np.mean([level.sd**2 for ladder in ladders for level in ladder.levels[ladder.drfs.index(d)]]))
-        for d in drfs
-    ])  # fmt: skip
+        for d in sorted(drfs)
+    ]
+    at, logarithms = np.log(sorted(drfs)), np.log(known)
+    return lambda asked: np.exp(np.interp(np.log(asked), at, logarithms)).astype(np.float32)
 
 
 def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelCard:
     places = [(x, x.drfs.index(d), r) for x in ladders for d in settings.drf for r in range(x.realizations)
               if d in x.drfs]  # fmt: skip
     noise = [ladder.levels[d][r].relative for ladder, d, r in places]
-    told = [ladder.condition(settings.condition, d, r) for ladder, d, r in places]
+    told = [ladder.volume(d, r).condition(settings.condition) for ladder, d, r in places]
     if not noise:
         raise UsageError(f"--drf: the dataset holds {' '.join(f'{d:g}' for d in ladders[0].drfs)}; choose among them")
     return ModelCard(
@@ -340,9 +357,11 @@ def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelC
     )  # fmt: skip
 
 
-def _open_run(run: Path, settings: TrainSettings, digest: str, place: _Place) -> dict[str, Any] | None:
+def _open_run(run: Path, settings: TrainSettings, digest: str, fresh: bool, place: _Place) -> dict[str, Any] | None:
     """State of a run to go on with, None for a new one."""
     path, values = run / "settings.json", {**asdict(settings), "data_sha256": digest}
+    if fresh:
+        values["fresh_realizations"] = True
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
     try:
         if path.exists():
@@ -375,10 +394,13 @@ def _save_state(
 
 
 @contextlib.contextmanager
-def _logs(run: Path, done: int, place: _Place) -> Iterator[Callable[[int, float, float], None]]:
-    """Give a function that logs (step, training error, validation error) to CSV, and to TensorBoard where installed."""
+def _logs(run: Path, done: int, place: _Place) -> Iterator[Callable[[int, float, float, float], None]]:
+    """Give a function that logs to CSV, and to TensorBoard where installed.
+
+    It is told step, training error, validation error, and the part of the samples since the last time that were fresh.
+    """
     if not place.is_first:
-        yield lambda step, error, watched: None
+        yield lambda step, error, watched, fresh: None
         return
     path = run / "log.csv"
     rows = []
@@ -395,15 +417,16 @@ def _logs(run: Path, done: int, place: _Place) -> Iterator[Callable[[int, float,
         board = SummaryWriter(str(run / "tensorboard"), purge_step=done)
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerows([["step", "error", "validation_error"], *rows])
+        writer.writerows([["step", "error", "validation_error", "fresh"], *rows])
         f.flush()
 
-        def log(step: int, error: float, watched: float) -> None:
-            writer.writerow([step, error, watched])
+        def log(step: int, error: float, watched: float, fresh: float) -> None:
+            writer.writerow([step, error, watched, fresh])
             f.flush()
             if board is not None:
                 board.add_scalar("error", error, step)
                 board.add_scalar("validation error", watched, step)
+                board.add_scalar("fresh", fresh, step)
 
         yield log
     if board is not None:

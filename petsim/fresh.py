@@ -15,11 +15,11 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
-from petsim.cache.forward import Forward, read_forward, write_forward
 from petsim.cache.live import Made
 from petsim.cache.store import SubjectFile, canonical_json, read_index, sha256_of
 from petsim.counts import storage
 from petsim.dataset import Job, ReadOptions, Request, configuration, load_subject
+from petsim.forward_store import Forward, read_forward, write_forward
 from petsim.model import SAMPLED_VIEWS, Photons, at_doses, build_model, duration_scale, expected_total, find_photons
 from petsim.plan import Plan, plan_subject
 from petsim.realizations import Realizations

@@ -93,14 +93,13 @@ def serve(
         raise UsageError("--budget-gb and --memory-gb: must be positive")
     from petsim.cache.live import DoseCache
     from petsim.cache.store import read_index
-    from petsim.fresh import FIRST, Paths, Simulator, dataset_jobs, dataset_request, recipes
+    from petsim.fresh import FIRST, Simulator, dataset_jobs, recipes
     from petsim.memory import keep_freed_memory, memory_budget
     from petsim.producer import Doses, produce
 
     keep_freed_memory()
     folder, root = Path(options.dataset), options.root
-    paths = Paths(options.sources, options.sidecar, options.ct, options.mu, options.scanner)
-    request = dataset_request(folder, paths, options.memory_gb)
+    request = _request(options)
     jobs = dataset_jobs(folder, request)
     if options.drf_range is not None:
         doses = Doses(low=options.drf_range[0], high=options.drf_range[1], draws=options.draws)
@@ -117,6 +116,13 @@ def serve(
     return produce(cache, names, doses, request.settings.seed, FIRST, go_on, told)
 
 
+def _request(options: ServeOptions) -> Any:
+    from petsim.fresh import Paths, dataset_request
+
+    paths = Paths(options.sources, options.sidecar, options.ct, options.mu, options.scanner)
+    return dataset_request(Path(options.dataset), paths, options.memory_gb)
+
+
 def give_way() -> None:
     """Make this process one that lives on what others leave: all cores but one, and a tenth of a contended core."""
     import numba
@@ -126,7 +132,16 @@ def give_way() -> None:
 
 
 def start(options: ServeOptions) -> BaseProcess:
-    """Serve in a process of its own, which ends with this one, however that ends."""
+    """Serve in a process of its own, which ends with this one, however that ends.
+
+    Raises
+    ------
+    DataError
+        What can be seen beforehand to go wrong there.
+    """
+    from petsim.fresh import dataset_jobs
+
+    dataset_jobs(Path(options.dataset), _request(options))
     process = multiprocessing.get_context("spawn").Process(target=_serve_child, args=(options, os.getpid()), daemon=True)
     process.start()
     return process

@@ -109,9 +109,9 @@ def test_samples_are_patches_of_the_files(dataset):
     assert not np.array_equal(batch.low[5], patches.batch(8, [5]).low[0])
     noise = [np.std(batch.low[k] - batch.target[k]) / batch.sd[k] for k in range(16)]
     assert np.all(np.array(noise) < 3)
-    ratio = [np.std((batch.low - batch.target)[batch.dose == d]) for d in (0, 1)]
+    ratio = [np.std((batch.low - batch.target)[batch.drf == d]) for d in (4, 20)]
     assert ratio[1] / ratio[0] == pytest.approx(np.sqrt(5), rel=0.3)
-    assert set(batch.dose) == {0, 1}
+    assert set(batch.drf) == {4, 20}
 
 
 def test_suv_and_conditions(dataset):
@@ -119,9 +119,9 @@ def test_suv_and_conditions(dataset):
     direct = record("toy-0", 0)
     np.testing.assert_allclose(ladder.image(1, 1), direct.images[1, 1] * 0.001, atol=2e-3)
     np.testing.assert_allclose(ladder.reference(), direct.noise_free * 0.001, atol=2e-3)
-    assert ladder.condition("drf", 2, 0) == pytest.approx(np.log(20))
-    assert ladder.condition("nec", 1, 0) == pytest.approx(np.log(1e8 / 4 / 0.064))
-    assert np.all(np.diff([ladder.condition("noise", d, 0) for d in range(3)]) > 0.3)
+    assert ladder.volume(2, 0).condition("drf") == pytest.approx(np.log(20))
+    assert ladder.volume(1, 0).condition("nec") == pytest.approx(np.log(1e8 / 4 / 0.064))
+    assert np.all(np.diff([ladder.volume(d, 0).condition("noise") for d in range(3)]) > 0.3)
 
 
 def test_complement_shares_no_counts_with_the_input(tmp_path):

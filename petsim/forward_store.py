@@ -1,15 +1,17 @@
 """What a new realization of a subject starts from, kept on disk: line integrals, singles and scatter."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from data_recipes.errors import DataError
 from petsim.acquisition import AcquisitionModel
-from petsim.cache.store import whole_or_nothing
+from petsim.cache.store import canonical_json, whole_or_nothing
 from petsim.geometry.scanner import Scanner
 from petsim.model import Photons
 from petsim.physics.scatter import ScatterTable
@@ -60,15 +62,17 @@ def write_forward(
         Groups of views whose line integrals are made and kept; none: they are not.
     """
     with whole_or_nothing(path) as temporary, h5py.File(temporary, "w") as f:
-        f.attrs["key"], f.attrs["scale"] = key, scale
+        table = photons.scatter
+        f.attrs["key"] = key
+        f.attrs["values"] = canonical_json({
+            "scale": scale,
+            "rates": {name: float(getattr(photons.singles, name)) for name in _RATES},
+            "table": None if table is None else {name: getattr(table, name) for name in _TABLE},
+        })  # fmt: skip
         for name in _SINGLES:
             f[f"singles/{name}"] = getattr(photons.singles, name)
-        for name in _RATES:
-            f.attrs[name] = getattr(photons.singles, name)
-        if photons.scatter is not None:
-            table = f.create_dataset("scatter", data=photons.scatter.values)
-            for name in _TABLE:
-                table.attrs[name] = getattr(photons.scatter, name)
+        if table is not None:
+            f["scatter"] = table.values
         integrals = None
         for views in groups:
             if integrals is None:
@@ -83,30 +87,20 @@ def read_forward(path: Path, key: str, scanner: Scanner) -> Forward | None:
         with h5py.File(path, "r") as f:
             if f.attrs["key"] != key:
                 return None
-            rates = {name: float(f.attrs[name]) for name in _RATES}  # pyright: ignore[reportArgumentType]
+            values = json.loads(str(f.attrs["values"]))
             arrays = {name: np.asarray(f[f"singles/{name}"]) for name in _SINGLES}
-            singles = Singles(areas=DetectorAreas.of(scanner), **arrays, **rates)
-            scale = float(f.attrs["scale"])  # pyright: ignore[reportArgumentType]
-            scatter = _table(f["scatter"]) if "scatter" in f else None
+            singles = Singles(areas=DetectorAreas.of(scanner), **arrays, **values["rates"])
+            scatter = None
+            if values["table"] is not None:
+                plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["table"].items()}
+                scatter = ScatterTable(values=np.asarray(f["scatter"]), **plain)
             integrals = _mapped(path, f["line_integrals"]) if "line_integrals" in f else None
-    except (OSError, KeyError, ValueError, DataError):
+    except (OSError, KeyError, ValueError, TypeError, DataError):
         return None
-    return Forward(Photons(singles, scatter), scale, integrals)
+    return Forward(Photons(singles, scatter), values["scale"], integrals)
 
 
-def _table(dataset: h5py.Dataset) -> ScatterTable:
-    a = dataset.attrs
-    return ScatterTable(
-        values=dataset[()],
-        factors=tuple(float(v) for v in a["factors"]),
-        first_difference=int(a["first_difference"]),
-        detector_z_mm=tuple(float(v) for v in a["detector_z_mm"]),
-        tof_bin_mm=float(a["tof_bin_mm"]),
-        radius_mm=float(a["radius_mm"]),
-    )
-
-
-def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+def _mapped(path: Path, dataset: Any) -> np.ndarray:
     offset = dataset.id.get_offset()
     if offset is None:
         raise DataError(f"{path.name}: line integrals are missing")
