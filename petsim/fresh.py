@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,31 @@ class Paths:
     scanner: str | None = None
 
 
-def dataset_request(folder: Path, paths: Paths, memory_gb: float = 8.0) -> Request:
-    """The request that a dataset was made with.
+@dataclass(frozen=True)
+class Origin:
+    """How a subject of a dataset was made, so that it can be made again.
+
+    Parameters
+    ----------
+    request : Request
+        Its settings are the subject's own.
+    job : Job
+    source_sha256 : str
+        Of what was simulated.
+    """
+
+    request: Request
+    job: Job
+    source_sha256: str
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that the subject's volumes depend on, besides dose and realization; JSON types."""
+        known = configuration(self.request)
+        return {k: v for k, v in known.items() if k not in ("drf", "realizations", "save")} | {"source": self.source_sha256}
+
+
+def origins(folder: Path, paths: Paths, memory_gb: float = 8.0, split: str = "train") -> dict[str, Origin]:
+    """How the subjects of a split of a dataset were made.
 
     Parameters
     ----------
@@ -63,21 +85,41 @@ def dataset_request(folder: Path, paths: Paths, memory_gb: float = 8.0) -> Reque
         Of the dataset.
     paths : Paths
     memory_gb : float
+    split : str
 
     Raises
     ------
     DataError
-        The same settings would give other numbers now.
+        The same settings would give other numbers now, or a subject whose source is not among the paths.
     """
-    index = read_index(folder)
-    known = index["configuration"]
+    entries = [s for s in read_index(folder)["subjects"] if s["split"] == split]
+    if not entries:
+        raise DataError(f"{folder.name}: no subject in the split '{split}'; make at least three subjects")
+    found, sources = {}, None
+    for entry in entries:
+        with SubjectFile(folder / entry["file"]) as f:
+            known, digest = f.json("configuration"), f.json("provenance")["source_sha256"]
+        request = _request(folder, entry["name"], known, paths, memory_gb)
+        if not request.sources:
+            found[entry["name"]] = Origin(request, Job(entry["name"], seed=int(entry["name"].rsplit("-", 1)[1])), digest)
+            continue
+        if sources is None:
+            sources = {load_subject(Job("source", path=p), request).content_sha256: p for p in request.sources}
+        if digest not in sources:
+            raise DataError(f"{folder.name}: the source of {entry['name']} is not known; name it with --source")
+        found[entry["name"]] = Origin(request, Job(entry["name"], path=sources[digest]), digest)
+    return found
+
+
+def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, memory_gb: float) -> Request:
+    """The request that a subject was made with."""
     try:
         values = {f.name: known[f.name] for f in dataclasses.fields(SimulationSettings) if f.name in known}
         values |= {"drf": tuple(known["drf"]), "scanner": paths.scanner or known["scanner"]}
         kept = {f.name: known["read"][f.name] for f in dataclasses.fields(ReadOptions) if f.name in known["read"]}
         images, save = known["source"] == "image", tuple(known["save"])
     except KeyError as error:
-        raise DataError(f"{folder.name}: its configuration has no {error}; make it again") from None
+        raise DataError(f"{subject}: its configuration has no {error}; make it again") from None
     if images and not paths.sources:
         raise DataError(f"{folder.name}: was made from images, of which it knows no path; name them with --source")
     request = Request(
@@ -88,64 +130,10 @@ def dataset_request(folder: Path, paths: Paths, memory_gb: float = 8.0) -> Reque
     changed = sorted(k for k in {*now, *known} if now.get(k) != known.get(k))
     if changed:
         raise DataError(
-            f"{folder.name}: was made with other values of {', '.join(changed)}; give the files that it was made with "
+            f"{subject}: was made with other values of {', '.join(changed)}; give the files that it was made with "
             "(--scanner, --ct, --mu, --sidecar), or make it again"
         )
     return request
-
-
-def dataset_jobs(folder: Path, request: Request, split: str = "train") -> dict[str, Job]:
-    """Where the subjects of a split come from.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the dataset.
-    request : Request
-        See `dataset_request`.
-    split : str
-
-    Returns
-    -------
-    dict
-        Subject -> job.
-
-    Raises
-    ------
-    DataError
-        A subject whose source is not among them.
-    """
-    entries = {s["name"]: s for s in read_index(folder)["subjects"] if s["split"] == split}
-    if not entries:
-        raise DataError(f"{folder.name}: no subject in the split '{split}'; make at least three subjects")
-    if not request.sources:
-        return {name: Job(name, seed=int(name.rsplit("-", 1)[1])) for name in entries}
-    jobs = {}
-    for path in request.sources:
-        subject = load_subject(Job("source", path=path), request)
-        if subject.name in entries:
-            with SubjectFile(folder / entries[subject.name]["file"]) as f:
-                if f.json("provenance")["source_sha256"] == subject.content_sha256:
-                    jobs[subject.name] = Job(subject.name, path=path)
-    missing = sorted(set(entries) - set(jobs))
-    if missing:
-        raise DataError(f"{folder.name}: the source of {missing[0]} is not known; name it with --source")
-    return jobs
-
-
-def recipe(request: Request, source_sha256: str) -> dict[str, Any]:
-    """Everything that volumes of a subject depend on, besides dose and realization; JSON types."""
-    known = configuration(request)
-    return {k: v for k, v in known.items() if k not in ("drf", "realizations", "save")} | {"source": source_sha256}
-
-
-def recipes(folder: Path, request: Request, names: Sequence[str]) -> dict[str, Any]:
-    """`recipe` of some subjects of a dataset."""
-    found = {}
-    for name in names:
-        with SubjectFile(folder / f"{name}.h5") as f:
-            found[name] = recipe(request, f.json("provenance")["source_sha256"])
-    return found
 
 
 @dataclass
@@ -173,10 +161,8 @@ class Simulator:
 
     Parameters
     ----------
-    request : Request
-        See `dataset_request`.
-    jobs : dict
-        Subject -> job.
+    subjects : dict
+        Name -> Origin.
     folder : Path
         For what is kept.
     kept_bytes : float
@@ -185,8 +171,8 @@ class Simulator:
         Memory that may be used.
     """
 
-    def __init__(self, request: Request, jobs: dict[str, Job], folder: Path, kept_bytes: float, memory_bytes: float) -> None:
-        self._request, self._jobs, self._folder = request, jobs, folder
+    def __init__(self, subjects: dict[str, Origin], folder: Path, kept_bytes: float, memory_bytes: float) -> None:
+        self._subjects, self._folder = subjects, folder
         self._kept_bytes, self._memory_bytes = kept_bytes, memory_bytes
         self._ready: OrderedDict[str, _Ready] = OrderedDict()
         try:
@@ -201,7 +187,7 @@ class Simulator:
         of DRF 1 is that measurement.
         """
         ready = self._prepared(subject)
-        settings = replace(self._request.settings, drf=drfs)
+        settings = replace(self._subjects[subject].request.settings, drf=drfs)
         ladder = settings.ladder()
         if ready.latest is None or ready.latest[0] != ladder:
             model = at_doses(ready.model, ready.plan, settings, ready.photons, ready.scale)
@@ -225,12 +211,14 @@ class Simulator:
         if subject in self._ready:
             self._ready.move_to_end(subject)
             return self._ready[subject]
-        settings = self._request.settings
-        loaded = load_subject(self._jobs[subject], self._request)
+        origin = self._subjects[subject]
+        settings = origin.request.settings
+        loaded = load_subject(origin.job, origin.request)
+        if loaded.content_sha256 != origin.source_sha256:
+            raise DataError(f"{subject}: its source is not what it was when the dataset was made; make the dataset again")
         plan = plan_subject(loaded, settings)
         check_memory(plan, settings, self._memory_bytes * (1 - SUBJECTS_SHARE))
-        known = recipe(self._request, loaded.content_sha256)
-        path, key = self._folder / f"{subject}.h5", sha256_of(["forward", subject, known])
+        path, key = self._folder / f"{subject}.h5", sha256_of(["forward", subject, origin.recipe()])
         forward = read_forward(path, key, plan.scanner)
         if forward is None:
             forward = self._made(path, key, plan, settings)

@@ -93,34 +93,35 @@ def serve(
         raise UsageError("--budget-gb and --memory-gb: must be positive")
     from petsim.cache.live import DoseCache
     from petsim.cache.store import read_index
-    from petsim.fresh import FIRST, Simulator, dataset_jobs, recipes
+    from petsim.fresh import FIRST, Simulator
     from petsim.memory import keep_freed_memory, memory_budget
     from petsim.producer import Doses, produce
 
     keep_freed_memory()
     folder, root = Path(options.dataset), options.root
-    request = _request(options)
-    jobs = dataset_jobs(folder, request)
+    subjects = _origins(options)
+    names = sorted(subjects)
+    settings = subjects[names[0]].request.settings
     if options.drf_range is not None:
         doses = Doses(low=options.drf_range[0], high=options.drf_range[1], draws=options.draws)
     else:
-        doses = Doses(options.drf or request.settings.ladder())
+        doses = Doses(options.drf or settings.ladder())
     budget = 1e9 * options.budget_gb
-    simulate = Simulator(request, jobs, root / "forward", KEPT_SHARE * budget, memory_budget(options.memory_gb))
-    names = sorted(jobs)
-    cache = DoseCache(root, (1 - KEPT_SHARE) * budget, recipes(folder, request, names), simulate)
+    simulate = Simulator(subjects, root / "forward", KEPT_SHARE * budget, memory_budget(options.memory_gb))
+    recipes = {name: origin.recipe() for name, origin in subjects.items()}
+    cache = DoseCache(root, (1 - KEPT_SHARE) * budget, recipes, simulate)
     cache.note(CONTENTS, {
         "configuration_sha256": read_index(folder)["configuration_sha256"], "drf": list(doses.drfs),
         "subjects": {name: cache.folder(name).name for name in names},
     })  # fmt: skip
-    return produce(cache, names, doses, request.settings.seed, FIRST, go_on, told)
+    return produce(cache, names, doses, settings.seed, FIRST, go_on, told)
 
 
-def _request(options: ServeOptions) -> Any:
-    from petsim.fresh import Paths, dataset_request
+def _origins(options: ServeOptions) -> dict[str, Any]:
+    from petsim.fresh import Paths, origins
 
     paths = Paths(options.sources, options.sidecar, options.ct, options.mu, options.scanner)
-    return dataset_request(Path(options.dataset), paths, options.memory_gb)
+    return origins(Path(options.dataset), paths, options.memory_gb)
 
 
 def give_way() -> None:
@@ -139,9 +140,7 @@ def start(options: ServeOptions) -> BaseProcess:
     DataError
         What can be seen beforehand to go wrong there.
     """
-    from petsim.fresh import dataset_jobs
-
-    dataset_jobs(Path(options.dataset), _request(options))
+    _origins(options)
     process = multiprocessing.get_context("spawn").Process(target=_serve_child, args=(options, os.getpid()), daemon=True)
     process.start()
     return process

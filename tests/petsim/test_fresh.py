@@ -13,7 +13,7 @@ from data_recipes.errors import DataError, UsageError
 from petsim.cache.live import DoseCache, listed, read_note, read_volume
 from petsim.cache.store import SubjectFile, read_index
 from petsim.dataset import Job, ReadOptions, make_dataset
-from petsim.fresh import FIRST, Paths, Simulator, dataset_jobs, dataset_request, recipes
+from petsim.fresh import FIRST, Paths, Simulator, origins
 from petsim.producer import STATE
 from petsim.serve import CONTENTS, ServeOptions, serve
 from tests import kill_driver
@@ -46,8 +46,7 @@ def dataset(tmp_path_factory):
 
 
 def simulator(folder, store, kept_bytes=1e9, memory_bytes=4e9):
-    request = dataset_request(folder, PATHS)
-    return Simulator(request, dataset_jobs(folder, request), store, kept_bytes, memory_bytes)
+    return Simulator(origins(folder, PATHS), store, kept_bytes, memory_bytes)
 
 
 def train_subject(folder):
@@ -116,49 +115,63 @@ def test_forward_models_of_another_recipe_or_damaged_ones_are_made_again(dataset
 
 
 def test_the_cache_makes_them_when_asked(dataset, tmp_path):
-    request = dataset_request(dataset, PATHS)
-    jobs = dataset_jobs(dataset, request)
-    simulate = Simulator(request, jobs, tmp_path / "forward", 1e9, 4e9)
-    cache = DoseCache(tmp_path / "cache", 1e9, recipes(dataset, request, list(jobs)), simulate)
+    subjects = origins(dataset, PATHS)
+    simulate = Simulator(subjects, tmp_path / "forward", 1e9, 4e9)
+    cache = DoseCache(tmp_path / "cache", 1e9, {name: o.recipe() for name, o in subjects.items()}, simulate)
     kept = cache.get(train_subject(dataset), 4.0, 0)
     image, _ = stored(dataset, train_subject(dataset), 1, 0)
     np.testing.assert_allclose(kept.image.volume(), image, atol=2e-3 * image.max())
 
 
+def changed_copy(dataset, folder, change):
+    """The dataset with another configuration in its training subject's file."""
+    shutil.copytree(dataset, folder)
+    with h5py.File(folder / f"{train_subject(dataset)}.h5", "r+") as f:
+        known = json.loads(str(f.attrs["configuration"]))
+        change(known)
+        f.attrs["configuration"] = json.dumps(known)
+    return folder
+
+
 def test_a_dataset_of_other_settings_is_refused(dataset, tmp_path):
     with pytest.raises(UsageError, match="small_scanner"):
-        dataset_request(dataset, Paths())
+        origins(dataset, Paths())
     moved = tmp_path / "small_scanner.toml"
     shutil.copy(kill_driver.SCANNER, moved)
-    assert dataset_request(dataset, Paths(scanner=str(moved))).settings.drf == (1.0, 4.0, 20.0)
-    index = dataset / "dataset.json"
-    kept = index.read_text()
-    try:
-        changed = json.loads(kept)
-        changed["configuration"]["preset_values"]["filter_mm"] = 1.0
-        index.write_text(json.dumps(changed))
-        with pytest.raises(DataError, match="other values of preset_values"):
-            dataset_request(dataset, PATHS)
-        del changed["configuration"]["drf"]
-        index.write_text(json.dumps(changed))
-        with pytest.raises(DataError, match="has no 'drf'"):
-            dataset_request(dataset, PATHS)
-        changed = json.loads(kept)
-        changed["configuration"]["source"] = "image"
-        index.write_text(json.dumps(changed))
-        with pytest.raises(DataError, match="--source"):
-            dataset_request(dataset, PATHS)
-    finally:
-        index.write_text(kept)
+    (origin,) = origins(dataset, Paths(scanner=str(moved))).values()
+    assert origin.request.settings.drf == (1.0, 4.0, 20.0)
+    for k, (change, words) in enumerate((
+        (lambda c: c["preset_values"].update(filter_mm=1.0), "other values of preset_values"),
+        (lambda c: c.pop("drf"), "has no 'drf'"),
+        (lambda c: c.update(source="image"), "--source"),
+    )):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            origins(changed_copy(dataset, tmp_path / str(k), change), PATHS)
 
 
-def test_jobs_are_those_of_the_split(dataset):
-    request = dataset_request(dataset, PATHS)
-    jobs = dataset_jobs(dataset, request)
+def test_subjects_keep_their_own_settings(dataset, tmp_path):
+    """As where every patient was scanned around an organ of its own."""
     name = train_subject(dataset)
-    assert jobs == {name: Job(name, seed=int(name[-4:]))}
+    other = changed_copy(dataset, tmp_path / "other", lambda c: c.update(duration_s=9.0))
+    (origin,) = origins(other, PATHS).values()
+    assert origin.request.settings.duration_s == 9.0
+    longer = Simulator({name: origin}, tmp_path / "a", 1e9, 4e9)(name, (4.0,), 0)[0]
+    here = simulator(dataset, tmp_path / "b")(name, (4.0,), 0)[0]
+    assert longer.counts["prompts"] > 5 * here.counts["prompts"]
+
+
+def test_origins_are_those_of_the_split(dataset):
+    name = train_subject(dataset)
+    assert {k: o.job for k, o in origins(dataset, PATHS).items()} == {name: Job(name, seed=int(name[-4:]))}
     with pytest.raises(DataError, match="split 'none'"):
-        dataset_jobs(dataset, request, "none")
+        origins(dataset, PATHS, split="none")
+
+
+def test_a_subject_that_is_no_longer_generated_as_it_was_is_refused(dataset, tmp_path):
+    name = train_subject(dataset)
+    (origin,) = origins(dataset, PATHS).values()
+    with pytest.raises(DataError, match="not what it was"):
+        Simulator({name: replace(origin, source_sha256="0")}, tmp_path / "a", 1e9, 4e9)(name, (4.0,), 0)
 
 
 def test_serving_fills_a_cache_that_says_what_it_holds(dataset, tmp_path):
@@ -192,13 +205,13 @@ def test_a_measured_image_gets_fresh_noise_below_itself(tmp_path):
     read = ReadOptions(units="bqml", weight_kg=70.0, injected_mbq=200.0, uptake_s=3600.0)
     sources = tuple(map(str, paths))
     make_dataset(replace(request, sources=sources, settings=settings, read=read))
-    asked = dataset_request(tmp_path / "set", replace(PATHS, sources=sources))
-    jobs = dataset_jobs(tmp_path / "set", asked)
-    simulate = Simulator(asked, jobs, tmp_path / "forward", 1e9, 4e9)
-    (name,) = jobs
+    subjects = origins(tmp_path / "set", replace(PATHS, sources=sources))
+    simulate = Simulator(subjects, tmp_path / "forward", 1e9, 4e9)
+    (name,) = subjects
     full, low = simulate(name, (1.0, 4.0), 0)
     for dose, one in enumerate((full, low)):
         image, _ = stored(tmp_path / "set", name, dose, 0)
         np.testing.assert_allclose(one.image, image, atol=2e-3 * image.max())
     with pytest.raises(DataError, match=f"source of {name}"):
-        dataset_jobs(tmp_path / "set", replace(asked, sources=tuple(s for s in sources if s != jobs[name].path)))
+        others = tuple(s for s in sources if s != subjects[name].job.path)
+        origins(tmp_path / "set", replace(PATHS, sources=others))
