@@ -80,19 +80,15 @@ def drop(paths: Sequence[Path]) -> None:
 
 
 def rate(ladders: Sequence[Ladder], case: dict[str, Any], first: int, seconds: float) -> float:
-    """Patches a second, once the processes are there."""
+    """Patches a second."""
     size, workers = case["patch"], case["workers"]
-    patches = Patches(ladders, SETTINGS.drf, (size, size, size), 1, "drf", "noise-free", 0)
-    stream = batches(patches, range(BATCH), range(first, first + 1_000_000), workers)
-    if workers:
-        # Until what was made ahead while the processes started is used up; of cold files little would be left then.
-        for _ in range(1 if case["cache"] == "cold" else 16 * workers):
-            next(stream)
+    patches = Patches(ladders, SETTINGS.drf, (size, size, size), 1, "drf", "noise-free", 0, measure=False)
+    stream: Any = batches(patches, range(BATCH), range(first, first + 1_000_000), workers)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds and (case["cache"] == "warm" or count < COLD_PATCHES):
         count += len(next(stream).low)
     elapsed = time.perf_counter() - started
-    del stream
+    stream.close()
     return count / elapsed
 
 

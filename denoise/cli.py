@@ -39,7 +39,7 @@ class Train:
     cache_gb: float = 20.0
     """Disk space of the cache with --on-the-fly."""
     workers: int = 0
-    """Processes that load samples ahead; results do not depend on it."""
+    """Threads that load samples ahead; results do not depend on it."""
     variant: Literal["r0", "r1", "r2"] = "r0"
     """Of residual: plain, noise over the volume's measured noise, or errors weighed by the dose's noise."""
     loss: Literal["l2", "l1"] = "l2"

@@ -214,7 +214,8 @@ class Batch:
     low, target : ndarray
         (n, slices, x, y, z) and (n, 1, x, y, z) in SUV.
     condition, sd : ndarray
-        (n,): what a conditioned network is told, and the noise [SUV] of the volume that each patch is from.
+        (n,): what a conditioned network is told, and the noise [SUV] of the volume that each patch is from; 0 where it was
+        not to be measured.
     drf : ndarray
         float64 (n,).
     fresh : ndarray
@@ -248,10 +249,13 @@ class Patches:
     condition : str
     target : str
     seed : int
+    measure : bool
+        Measure the noise of volumes, which takes a part of a second for each fresh one.
     """
 
     def __init__(self, ladders: Sequence[Ladder], drfs: tuple[float, ...], size: tuple[int, int, int], slices: int,
-                 condition: Condition, target: Target, seed: int) -> None:  # fmt: skip
+                 condition: Condition, target: Target, seed: int, measure: bool = True) -> None:  # fmt: skip
+        self._measure = measure
         self.ladders, self.drfs, self.size, self.slices = ladders, drfs, size, slices
         self._condition: Condition = condition
         self._target: Target = target
@@ -293,7 +297,8 @@ class Patches:
         low, target = np.flip(low, axes), np.flip(target[None], axes)
         if 3 in axes:
             low = low[::-1]
-        return low, target, volume.condition(self._condition), volume.measured().sd, volume.drf, volume.fresh
+        condition, sd = (volume.condition(self._condition), volume.measured().sd) if self._measure else (0.0, 0.0)
+        return low, target, condition, sd, volume.drf, volume.fresh
 
     def _with_neighbors(self, volume: Volume, depth: int, corner: tuple[int, ...]) -> np.ndarray:
         """(slices, x, y, z): the patch shifted along z by -slices // 2 ... slices // 2; beyond the ends the last slice."""

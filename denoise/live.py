@@ -4,6 +4,7 @@ What a sample is drawn from depends on what the cache holds at that moment; plac
 (seed, step, place in the batch) alone.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -47,6 +48,7 @@ class LiveVolumes:
         self._forget()
 
     def _forget(self) -> None:
+        self._lock = threading.Lock()
         self._folder: Path | None = None
         self._looked_s, self._changed_ns = -np.inf, -1
         self._listed: dict[int, dict[float, Path]] = {}
@@ -62,6 +64,10 @@ class LiveVolumes:
 
     def realizations(self) -> dict[int, dict[float, Path]]:
         """Number -> DRF -> path of what is there, as of at most `LOOK_S` ago."""
+        with self._lock:
+            return self._look()
+
+    def _look(self) -> dict[int, dict[float, Path]]:
         now = time.monotonic()
         if now - self._looked_s < LOOK_S:
             return self._listed
@@ -91,7 +97,9 @@ class LiveVolumes:
 
     def open(self, path: Path, drf: float) -> Volume | None:
         """A volume of `realizations`; None when it was evicted meanwhile."""
-        if path not in self._open:
+        with self._lock:
+            if path in self._open:
+                return self._open[path]
             kept = read_volume(path, self._factor)
             if kept is None:
                 self._changed_ns = -1
@@ -103,7 +111,7 @@ class LiveVolumes:
 
             nec = float(np.log(max(kept.counts["nec"], 1.0) / self._length_m))
             self._open[path] = Volume(drf, kept.image, (), measured, nec, fresh=True)
-        return self._open[path]
+            return self._open[path]
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,23 @@
-"""Batches of training, made ahead in other processes where wanted."""
+"""Batches of training, made ahead by threads where wanted, and as a torch dataset for training loops of one's own."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from denoise.data import Batch, Patches
 
 AHEAD = 4
-"""Batches that each process makes ahead."""
-
-
-class Steps(Dataset[Batch]):
-    """Batch of every step: a map-style dataset, whose items are a function of (seed, step, places).
-
-    Parameters
-    ----------
-    patches : Patches
-    places : sequence of int
-        Places of a batch that this process trains on.
-    """
-
-    def __init__(self, patches: Patches, places: Sequence[int]) -> None:
-        self._patches, self._places = patches, places
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._patches.batch(step, self._places)
+"""Batches that each thread makes ahead."""
 
 
 def batches(patches: Patches, places: Sequence[int], steps: Sequence[int], workers: int) -> Iterator[Batch]:
     """Batches of some steps, in their order.
+
+    Reading, converting and copying release Python's lock, so that threads do what processes would, and share open files.
 
     Parameters
     ----------
@@ -40,20 +26,70 @@ def batches(patches: Patches, places: Sequence[int], steps: Sequence[int], worke
         Places of a batch that this process trains on.
     steps : sequence of int
     workers : int
-        Processes; 0: made here, when asked for.
+        Threads; 0: batches are made when they are asked for.
     """
     if workers == 0:
         yield from (patches.batch(step, places) for step in steps)
         return
-    loader = DataLoader(
-        Steps(patches, places), batch_size=None, sampler=list(steps), num_workers=workers, prefetch_factor=AHEAD,
-        multiprocessing_context="spawn", collate_fn=_as_tensors,
-    )  # fmt: skip
-    for tensors in loader:
-        yield Batch(*(np.asarray(t) for t in tensors))
+    left = iter(steps)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        made: deque[Future[Batch]] = deque(pool.submit(patches.batch, s, places) for s in islice(left, AHEAD * workers))
+        while made:
+            batch = made.popleft().result()
+            made.extend(pool.submit(patches.batch, s, places) for s in islice(left, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _as_tensors(batch: Any) -> tuple[torch.Tensor, ...]:
-    """Tensors, which processes hand over through shared memory."""
-    arrays = (batch.low, batch.target, batch.condition, batch.sd, batch.drf, batch.fresh)
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+class PatchDataset(Dataset[dict[str, torch.Tensor]]):
+    """Samples for a `torch.utils.data.DataLoader`, as dictionaries with the keys that MONAI's transforms expect.
+
+    A sample is a function of (seed, number) alone, whatever loads it. May be handed to worker processes, which open files
+    of their own.
+
+    Parameters
+    ----------
+    patches : Patches
+    length : int
+        Samples of an epoch.
+    """
+
+    def __init__(self, patches: Patches, length: int) -> None:
+        self._patches, self._length = patches, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """`image` and `label`, float32 (slices, x, y, z) and (1, x, y, z) in SUV; `condition`, `noise_sd` and `drf`."""
+        if not 0 <= number < self._length:
+            raise IndexError(number)
+        batch = self._patches.batch(number, (0,))
+        return {
+            "image": torch.from_numpy(batch.low[0]),
+            "label": torch.from_numpy(batch.target[0]),
+            "condition": torch.tensor(batch.condition[0]),
+            "noise_sd": torch.tensor(batch.sd[0]),
+            "drf": torch.tensor(batch.drf[0], dtype=torch.float32),
+        }
+
+
+class PairDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The same samples as deepinv's trainers take them: (what is wanted, what is measured).
+
+    Parameters
+    ----------
+    patches : PatchDataset
+    """
+
+    def __init__(self, patches: PatchDataset) -> None:
+        self._patches = patches
+
+    def __len__(self) -> int:
+        return len(self._patches)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = self._patches[number]
+        return sample["label"], sample["image"]

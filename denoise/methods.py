@@ -46,6 +46,11 @@ class Method:
         """Whether the network is told the noise level."""
         return self.name == "dose-conditioned"
 
+    @property
+    def measures(self) -> bool:
+        """Whether training needs the noise of the volumes that patches are from."""
+        return self.conditioned or self.variant == "r1"
+
     def estimate(
         self, network: torch.nn.Module, scaling: Scaling, low: torch.Tensor, condition: torch.Tensor, sd: torch.Tensor
     ) -> torch.Tensor:

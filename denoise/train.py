@@ -194,7 +194,7 @@ def train(
     live : Path, optional
         Folder of a cache of fresh realizations of the training subjects, which is being filled, or will be.
     workers : int
-        Processes that make batches ahead.
+        Threads that make batches ahead.
 
     Returns
     -------
@@ -241,7 +241,16 @@ def _train_one(
 ) -> dict[str, Any]:  # fmt: skip
     drfs, scaling, method = settings.drf, settings.scaling, settings.regression
     patches = {
-        split: Patches(some, drfs, settings.patch_size(), settings.shape.slices, settings.condition, settings.target, seed)
+        split: Patches(
+            some,
+            drfs,
+            settings.patch_size(),
+            settings.shape.slices,
+            settings.condition,
+            settings.target,
+            seed,
+            measure=method.measures,
+        )
         for (split, some), seed in zip(ladders.items(), (settings.seed, settings.seed + 1), strict=True)
     }
     if settings.batch % place.world:

@@ -5,13 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from denoise_data import DRFS, SHAPE
+from torch.utils.data import DataLoader
 
 from data_recipes.errors import DataError
 from denoise import live as live_module
 from denoise.data import Patches, read_split
 from denoise.live import LiveLadder, check_live, with_live
-from denoise.loader import batches
+from denoise.loader import PairDataset, PatchDataset, batches
 from denoise.train import TrainSettings, train
 from petsim.cache.live import DoseCache, Made
 from petsim.cache.store import read_index
@@ -190,3 +192,31 @@ def test_looking_costs_nothing_in_between(dataset, tmp_path, monkeypatch):
     for _ in range(5):
         ladder.live.realizations()
     assert len(looked) == 1
+
+
+def test_datasets_for_loops_of_ones_own(dataset, tmp_path):
+    """Dictionaries for MONAI and pairs for deepinv, the same whatever process loads them."""
+    cache, names = cache_of(dataset, tmp_path / "live")
+    cache.get_all(names[0], (1.0, 4.0), 0)
+    made = patches(ladders_of(dataset, tmp_path / "live"))
+    samples = PatchDataset(made, 6)
+    assert len(samples) == 6 and samples[0]["image"].shape == samples[0]["label"].shape == (1, 8, 8, 8)
+    assert samples[0]["image"].dtype == torch.float32
+    loaded = list(DataLoader(samples, batch_size=2, num_workers=1))
+    assert len(loaded) == 3
+    for k, batch in enumerate(loaded):
+        for key, values in batch.items():
+            np.testing.assert_array_equal(values, torch.stack([samples[2 * k + i][key] for i in (0, 1)]))
+    wanted, measured = PairDataset(samples)[3]
+    np.testing.assert_array_equal(wanted, samples[3]["label"])
+    np.testing.assert_array_equal(measured, samples[3]["image"])
+    with pytest.raises(IndexError):
+        samples[6]
+
+
+def test_noise_is_not_measured_where_no_one_needs_it(dataset, tmp_path):
+    made = Patches(read_split(dataset, "train", "noise-free"), (4.0,), (8, 8, 8), 1, "noise", "noise-free", 0, measure=False)
+    with_noise = patches(read_split(dataset, "train", "noise-free"), drfs=(4.0,)).batch(0, range(3))
+    batch = made.batch(0, range(3))
+    assert not batch.sd.any() and with_noise.sd.all()
+    np.testing.assert_array_equal(batch.low, with_noise.low)
