@@ -7,7 +7,7 @@ before the first run, and not changed by what it shows: the residual network (r0
 patches of 32^3, doses 4, 20 and 100, noise-free target; once on the two realizations of the dataset, once on a cache in
 FOLDER that `petsim serve-cache` goes on filling while training runs, with a head start of 4 realizations a patient. Three
 seeds of weights and samples, the same for both. Figure: validation error (mean squared error in SUV on patches of the two
-other patients, averaged weights) at the last step; and at each validation, for the course of it. No test is made of three seeds.
+other patients, averaged weights) at the last step; and at each validation, for the course of it. Three seeds give no test.
 
 A run that was interrupted goes on with the same command.
 """
