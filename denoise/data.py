@@ -178,7 +178,8 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
     DataError
         No dataset, no subject in the split, one without the target, or subjects of unequal voxels.
     """
-    entries = [s for s in read_index(folder)["subjects"] if s["split"] == split]
+    index = read_index(folder)
+    entries = [s for s in index["subjects"] if s["split"] == split]
     if not entries:
         raise DataError(f"{folder.name}: no subject in the split '{split}'; make at least three subjects")
     ladders = [read_ladder(folder / e["file"]) for e in entries]
@@ -198,7 +199,7 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
             )
         if target == "complement" and ladder.mode != "thin":
             raise DataError(f"{ladder.name}: --target complement needs thinned counts, made with --mode thin")
-        if not np.allclose(ladder.spacing_mm, first.spacing_mm, rtol=0.01):
+        if not index["configuration"].get("vary") and not np.allclose(ladder.spacing_mm, first.spacing_mm, rtol=0.01):
             raise DataError(
                 f"{ladder.name}: voxels of {ladder.spacing_mm} mm, {first.name} has {first.spacing_mm}; make both alike"
             )

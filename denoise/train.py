@@ -361,9 +361,15 @@ def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelC
         raise UsageError(f"--drf: the dataset holds {' '.join(f'{d:g}' for d in ladders[0].drfs)}; choose among them")
     return ModelCard(
         settings.regression, settings.shape, settings.scaling, settings.target, settings.condition, settings.drf,
-        (min(noise), max(noise)), (min(told), max(told)), ladders[0].spacing_mm,
+        (min(noise), max(noise)), (min(told), max(told)), _middle([x.spacing_mm for x in ladders]),
         tuple(sorted({x.scanner for x in ladders})), digest, 0,
     )  # fmt: skip
+
+
+def _middle(spacings: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Median voxel."""
+    x, y, z = np.median(spacings, axis=0).tolist()
+    return x, y, z
 
 
 def _open_run(run: Path, settings: TrainSettings, digest: str, fresh: bool, place: _Place) -> dict[str, Any] | None:

@@ -72,6 +72,13 @@ class MakeDataset:
     """OSEM subsets."""
     filter_mm: float | None = None
     """FWHM of the Gaussian post-filter."""
+    no_psf: bool = False
+    """Reconstruct without the point spread function."""
+    respiratory_mm: float = 0.0
+    """Amplitude of breathing that blurs the data along the axis."""
+    vary: bool = False
+    """Draw duration, activity, iterations, subsets, filter, voxels, point spread function, mu-map mismatch, drift and
+    breathing for every subject; what was drawn is stored."""
     duration_s: float | None = None
     """Scan duration. Default: the source's, else the scanner's protocol."""
     activity_mbq: float | None = None
@@ -303,7 +310,8 @@ def request_of(command: MakeDataset) -> Any:
         iterations=command.iterations, subsets=command.subsets, filter_mm=command.filter_mm,
         center_mm=command.center_mm, slab_mm=command.slab, backend=backend, scatter=command.scatter, randoms=command.randoms,
         corrections=command.corrections, drift=command.drift, mu_shift=command.mu_shift,
-        truncation_mm=command.truncation_mm,
+        truncation_mm=command.truncation_mm, psf=not command.no_psf, respiratory_mm=command.respiratory_mm,
+        vary=command.vary,
     )  # fmt: skip
     read = ReadOptions(
         units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,

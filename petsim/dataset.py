@@ -126,6 +126,16 @@ def load_subject(job: Job, request: Request) -> Subject:
     return whole_body(job.seed, mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)
 
 
+def settings_for(subject: Subject, request: Request) -> tuple[Subject, SimulationSettings]:
+    """A subject and the settings it is simulated with: its own where these vary."""
+    if not request.settings.vary:
+        return subject, request.settings
+    from petsim.plan import scan_duration_s
+    from petsim.vary import draw
+
+    return draw(subject, request.settings, scan_duration_s(subject, request.settings))
+
+
 def configuration(request: Request) -> dict[str, Any]:
     """What changes numbers, as JSON: settings, how sources are read, the scanner's content. No path, host or worker."""
     from petsim.geometry.scanner import load_scanner
@@ -144,6 +154,10 @@ def configuration(request: Request) -> dict[str, Any]:
         from petsim.projectors.parallelproj import load_library
 
         settings["projector"] = f"parallelproj {load_library().version}"
+    if request.settings.vary:
+        from petsim.vary import RANGES
+
+        settings["vary_ranges"] = dataclasses.asdict(RANGES)
     return {
         **settings,
         "preset_values": dataclasses.asdict(request.settings.resolved_preset()),
@@ -251,13 +265,18 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
     if path.exists():
         with SubjectFile(path):
             return {"name": subject.name, "made": False}
-    plan = plan_subject(subject, request.settings)
+    subject, settings = settings_for(subject, request)
+    plan = plan_subject(subject, settings)
     _check_disk(out, plan, request)
     result = simulate_plan(
-        plan, request.settings, memory_budget(request.memory_gb), "sinogram" in request.save,
+        plan, settings, memory_budget(request.memory_gb), "sinogram" in request.save,
         lambda what, fraction: report(job.name, what, fraction),
     )  # fmt: skip
     report(job.name, "writing", 1.0)
+    if settings.vary:
+        from petsim.vary import described
+
+        result.provenance["vary"] = described(settings)
     write_subject(path, _record(plan.subject, result, request, digest))
     return {
         "name": subject.name,

@@ -17,7 +17,7 @@ from petsim.acquisition import AcquisitionModel
 from petsim.cache.live import Made
 from petsim.cache.store import SubjectFile, canonical_json, read_index, sha256_of
 from petsim.counts import storage
-from petsim.dataset import Job, ReadOptions, Request, configuration, load_subject
+from petsim.dataset import Job, ReadOptions, Request, configuration, load_subject, settings_for
 from petsim.forward_store import Forward, read_forward, write_forward
 from petsim.model import SAMPLED_VIEWS, Photons, at_doses, build_model, duration_scale, expected_total, find_photons
 from petsim.plan import Plan, plan_subject
@@ -127,6 +127,8 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
         read=ReadOptions(**kept, sidecar=paths.sidecar, ct=paths.ct, mu=paths.mu), memory_gb=memory_gb,
     )  # fmt: skip
     now = json.loads(canonical_json(configuration(request)))
+    # A setting that did not exist then meant what its default means.
+    known = {f.name: f.default for f in dataclasses.fields(SimulationSettings) if f.name in now} | known
     changed = sorted(k for k in {*now, *known} if now.get(k) != known.get(k))
     if changed:
         raise DataError(
@@ -141,6 +143,7 @@ class _Ready:
     """A subject between two of its realizations."""
 
     plan: Plan
+    settings: SimulationSettings
     photons: Photons
     scale: float
     model: AcquisitionModel
@@ -187,7 +190,7 @@ class Simulator:
         of DRF 1 is that measurement.
         """
         ready = self._prepared(subject)
-        settings = replace(self._subjects[subject].request.settings, drf=drfs)
+        settings = replace(ready.settings, drf=drfs)
         ladder = settings.ladder()
         if ready.latest is None or ready.latest[0] != ladder:
             model = at_doses(ready.model, ready.plan, settings, ready.photons, ready.scale)
@@ -212,10 +215,10 @@ class Simulator:
             self._ready.move_to_end(subject)
             return self._ready[subject]
         origin = self._subjects[subject]
-        settings = origin.request.settings
         loaded = load_subject(origin.job, origin.request)
         if loaded.content_sha256 != origin.source_sha256:
             raise DataError(f"{subject}: its source is not what it was when the dataset was made; make the dataset again")
+        loaded, settings = settings_for(loaded, origin.request)
         plan = plan_subject(loaded, settings)
         check_memory(plan, settings, self._memory_bytes * (1 - SUBJECTS_SHARE))
         path, key = self._folder / f"{subject}.h5", sha256_of(["forward", subject, origin.recipe()])
@@ -227,7 +230,7 @@ class Simulator:
         if forward.integrals is not None:
             model = replace(model, projected=forward.line_integrals)
         level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
-        ready = _Ready(plan, forward.photons, forward.scale, model, level)
+        ready = _Ready(plan, settings, forward.photons, forward.scale, model, level)
         self._ready[subject] = ready
         while len(self._ready) > 1 and sum(r.bytes for r in self._ready.values()) > SUBJECTS_SHARE * self._memory_bytes:
             self._ready.popitem(last=False)

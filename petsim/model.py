@@ -12,6 +12,7 @@ from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
 from petsim.dose_rates import DoseRates, dose_rates
 from petsim.filters import gaussian
+from petsim.physics.breathing import breathed
 from petsim.physics.monte_carlo import acceptance
 from petsim.physics.multiple_scatter import add_multiple
 from petsim.physics.normalization import counts_per_activity, crystal_efficiencies
@@ -73,7 +74,7 @@ def build_model(plan: Plan, settings: SimulationSettings, photons: Photons | Non
     def blur(image: np.ndarray) -> np.ndarray:
         spacing = plan.simulation_grid.spacing_mm
         sharp = image if subject.is_noisy else add_positron_range(image, spacing, isotope_name)
-        return gaussian(sharp, plan.fwhm_mm, spacing)
+        return breathed(gaussian(sharp, plan.fwhm_mm, spacing), settings.respiratory_mm, spacing[2])
 
     model = AcquisitionModel(
         layout=plan.layout,

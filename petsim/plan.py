@@ -142,9 +142,15 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
                 f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
                 f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
             )
-    duration = settings.duration_s or subject.injection.duration_s or scanner.given("protocol_duration_s")
+    duration = scan_duration_s(subject, settings, scanner)
     return Plan(subject, whole, scanner, layout, preset, simulation_grid, grid, center, fov, duration, fwhm,
                 tuple(warnings))  # fmt: skip
+
+
+def scan_duration_s(subject: Subject, settings: SimulationSettings, scanner: Scanner | None = None) -> float:
+    """Duration of the settings, else of the source, else of the scanner's protocol."""
+    known = settings.duration_s or subject.injection.duration_s
+    return known or (scanner or load_scanner(settings.scanner)).given("protocol_duration_s")
 
 
 def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettings) -> tuple[Subject, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from petsim.acquisition import COMPONENTS, AcquisitionModel
 from petsim.counts import storage
-from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject
+from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject, settings_for
 from petsim.memory import memory_budget
 from petsim.model import SAMPLED_VIEWS, build_model, sampled_views
 from petsim.plan import Plan, plan_subject
@@ -39,9 +39,9 @@ def preview(request: Request) -> dict[str, Any]:
         live_fraction (mean over blocks; a pair of photons passes two) are by DRF.
     """
     jobs = jobs_of(request)
-    subject = load_subject(jobs[0], request)
-    plan = plan_subject(subject, request.settings)
-    settings = dataclasses.replace(request.settings, photons=min(request.settings.photons, PHOTONS))
+    subject, asked = settings_for(load_subject(jobs[0], request), request)
+    plan = plan_subject(subject, asked)
+    settings = dataclasses.replace(asked, photons=min(asked.photons, PHOTONS))
     doses = settings.ladder()
     started = time.perf_counter()
     model = build_model(plan, settings)

@@ -88,7 +88,7 @@ class Realizations:
                 recon = self._reconstructors[max(self._reconstructors)][1].of_first(images)
             else:
                 start = true if self.estimator is None else self.estimator.start(true)
-                recon = Reconstructor(self._plan, self._model.operator, start)
+                recon = Reconstructor(self._plan, self._model.operator, start, self._settings.psf)
             self._reconstructors[images] = true, recon
         return self._reconstructors[images]
 

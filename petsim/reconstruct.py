@@ -59,10 +59,14 @@ class Reconstructor:
     operator : callable
         Makes projectors.
     corrections : Corrections
+    psf : bool
+        Model the point spread function.
     """
 
-    def __init__(self, plan: Plan, operator: Callable[..., SinogramOperator], corrections: Corrections) -> None:
-        self.plan, self.corrections = plan, corrections
+    def __init__(
+        self, plan: Plan, operator: Callable[..., SinogramOperator], corrections: Corrections, psf: bool = True
+    ) -> None:
+        self.plan, self.corrections, self._psf = plan, corrections, psf
         support = plan.fov_mm / 2
         self._projector = operator(plan.layout, plan.grid, plan.center_mm, support)
         self._plain = operator(plan.layout, plan.grid, plan.center_mm, support, tof=False)
@@ -114,6 +118,8 @@ class Reconstructor:
 
     def blur(self, image: np.ndarray) -> np.ndarray:
         """Point spread function of the model."""
+        if not self._psf:
+            return image
         return gaussian(image, self._psf_mm, self.plan.grid.spacing_mm)
 
     def run(

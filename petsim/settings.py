@@ -121,6 +121,13 @@ class SimulationSettings:
         Scale of the random shift between the true mu-map and the one used; 0 for none, 1 for the usual one.
     truncation_mm : float, optional
         Diameter beyond which the mu-map in use knows nothing.
+    psf : bool
+        Model the point spread function in the reconstruction.
+    respiratory_mm : float
+        Amplitude of breathing, from end of expiration to end of inspiration, that blurs the data along the axis; see
+        `petsim.physics.breathing`.
+    vary : bool
+        Draw a way of scanning and reconstruction for every subject, see `petsim.vary`.
     backend : str
         What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
     """
@@ -150,6 +157,9 @@ class SimulationSettings:
     drift: float = 0.01
     mu_shift: float = 1.0
     truncation_mm: float | None = None
+    psf: bool = True
+    respiratory_mm: float = 0.0
+    vary: bool = False
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -164,7 +174,7 @@ class SimulationSettings:
                                  f"must be positive, got {value:g}")  # fmt: skip
         if self.filter_mm is not None and self.filter_mm < 0:
             raise UsageError(f"--filter-mm: must be 0 or more, got {self.filter_mm:g}")
-        for name in ("efficiency_spread", "drift", "mu_shift"):
+        for name in ("efficiency_spread", "drift", "mu_shift", "respiratory_mm"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')}: must be 0 or more, got {getattr(self, name):g}")
 

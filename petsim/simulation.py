@@ -275,7 +275,8 @@ def _provenance(
                    "planes": layout.planes, "merged": merged},
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
-            "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")), "post_filter_fwhm_mm": preset.filter_mm,
+            "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")) if settings.psf else None,
+            "post_filter_fwhm_mm": preset.filter_mm,
             "corrections": settings.corrections,
             "mu_mismatch": None if estimator is None else estimator.mismatch.describe(),
             "normalization_drift": 0.0 if estimator is None else settings.drift,
@@ -284,7 +285,7 @@ def _provenance(
         "forward": {
             "blur_fwhm_mm": [round(v, 4) for v in plan.fwhm_mm], "rays_per_pair": settings.rays**2,
             "voxel_mm": list(plan.simulation_grid.spacing_mm), "isotope": plan.subject.injection.isotope,
-            "scatter": settings.scatter, "randoms": settings.randoms,
+            "scatter": settings.scatter, "randoms": settings.randoms, "respiratory_mm": settings.respiratory_mm,
         },
         "rates": rates,
         "duration_s": plan.duration_s,
