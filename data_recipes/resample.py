@@ -1,6 +1,7 @@
 """Images from one axis-aligned grid to another."""
 
 import numpy as np
+from scipy import sparse
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
@@ -52,9 +53,13 @@ def resample(image: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
                 f"the two images do not overlap: along {'xyz'[axis]} one covers {_span(source, axis)} mm and the other "
                 f"{_span(target, axis)} mm; give images of the same scan in the same frame of reference"
             )
-    out = np.asarray(image, np.float32) @ weights[2].T
-    out = np.einsum("ax,xyz->ayz", weights[0], out, optimize=True)
-    return np.ascontiguousarray(np.einsum("by,ayz->abz", weights[1], out, optimize=True))
+    out = np.asarray(image, np.float32)
+    # A few sources each, added in their order: dense products would differ with the number of BLAS threads.
+    for axis in (2, 0, 1):
+        lines = np.moveaxis(out, axis, 0)
+        mixed = sparse.csr_array(weights[axis]) @ lines.reshape(len(lines), -1)
+        out = np.moveaxis(mixed.reshape(-1, *lines.shape[1:]), 0, axis)
+    return np.ascontiguousarray(out)
 
 
 def _span(grid: Grid, axis: int) -> str:

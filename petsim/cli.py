@@ -113,6 +113,8 @@ class MakeDataset:
     """Memory a worker may use; what does not fit is computed anew (slower, same numbers)."""
     workers: int = 1
     """Processes; results do not depend on it."""
+    dask: str | None = None
+    """Address of a dask scheduler, whose workers make the subjects instead; they must see the same files."""
     shard: str = "1/1"
     """I/N: make every N-th subject, starting with the I-th (for job arrays)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -326,6 +328,8 @@ def request_of(command: MakeDataset) -> Any:
 def _make_dataset(command: MakeDataset) -> dict[str, Any]:
     request = request_of(command)
     shard = parse_shard(command.shard)
+    if command.dask is not None and command.workers > 1:
+        raise UsageError("--workers: says nothing to a dask cluster; leave it out where --dask is given")
     if command.workers < 1:
         raise UsageError(f"--workers: must be at least 1, got {command.workers}")
     from petsim.geometry.scanner import load_scanner
@@ -344,7 +348,7 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
 
     keep_freed_memory()
     with progress_bar(len(range(shard[0] - 1, len(request.sources) or request.subjects, shard[1]))) as report:
-        result = make_dataset(request, command.workers, shard, command.overwrite, report)
+        result = make_dataset(request, command.workers, shard, command.overwrite, command.dask, report)
     for subject in result["subjects"]:
         counts = ", ".join(f"DRF {d}: {n:,}" for d, n in subject.get("counts", {}).items())
         print(f"{subject['name']}: {counts or 'already there'}")

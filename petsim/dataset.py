@@ -1,15 +1,10 @@
 """make-dataset: from sources to a folder of subjects' files. Wiring only, no physics."""
 
 import dataclasses
-import multiprocessing
-import os
+import functools
 import platform
-import queue
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +12,7 @@ from typing import Any
 from data_recipes.errors import DataError, UsageError
 from data_recipes.subject import Subject
 from petsim.settings import SimulationSettings
-
-Report = Callable[[str, str, float], None]
-"""Told (subject, what is being done, fraction done)."""
+from petsim.workers import Report, in_processes, on_dask
 
 
 @dataclass(frozen=True)
@@ -184,6 +177,7 @@ def make_dataset(
     workers: int = 1,
     shard: tuple[int, int] = (1, 1),
     overwrite: bool = False,
+    dask: str | None = None,
     report: Report = lambda subject, what, fraction: None,
 ) -> dict[str, Any]:
     """Make every subject that is not there yet, and the index.
@@ -197,6 +191,8 @@ def make_dataset(
         (I, N): make every N-th subject, starting with the I-th.
     overwrite : bool
         Remove a dataset made with other settings first.
+    dask : str, optional
+        Address of a dask scheduler, whose workers make the subjects instead.
     report : callable
 
     Returns
@@ -215,12 +211,13 @@ def make_dataset(
     digest = sha256_of(configuration(request))
     jobs = jobs_of(request)[shard[0] - 1 :: shard[1]]
     _open_folder(out, digest, overwrite)
-    done: list[dict[str, Any]] = []
-    if workers == 1:
-        for job in jobs:
-            done.append(make_subject(job, request, digest, report))
+    pieces, work = {job.name: job for job in jobs}, functools.partial(_make, request, digest)
+    if dask is not None:
+        done = list(on_dask(pieces, work, dask, report).values())
+    elif workers == 1:
+        done = [work(job, report) for job in jobs]
     else:
-        done = _in_processes(jobs, request, digest, workers, report)
+        done = list(in_processes(pieces, work, workers, report).values())
     index = write_index(out)
     return {"subjects": done, "in_dataset": len(index["subjects"]), "seconds": round(time.monotonic() - started, 2)}
 
@@ -247,6 +244,10 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
         if not same:
             path.unlink()
             (out / INDEX).unlink(missing_ok=True)
+
+
+def _make(request: Request, digest: str, job: Job, report: Report) -> dict[str, Any]:
+    return make_subject(job, request, digest, report)
 
 
 def make_subject(job: Job, request: Request, digest: str, report: Report) -> dict[str, Any]:
@@ -356,64 +357,6 @@ def _versions() -> dict[str, str]:
 
     packages = ("petsim", "numpy", "numba", "scipy", "h5py")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _in_processes(jobs: Sequence[Job], request: Request, digest: str, workers: int, report: Report) -> list[dict[str, Any]]:
-    """Make subjects in a pool of spawned processes; the first error ends it."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    done: dict[str, dict[str, Any]] = {}
-    messages = context.Queue()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, messages))
-    try:
-        waiting = {pool.submit(_work, job, request, digest): job.name for job in jobs}
-        while waiting:
-            finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            _pass_on(messages, report)
-            for future in finished:
-                done[waiting.pop(future)] = future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process ended unexpectedly, often for want of memory; lower --workers or --memory-gb and run the same "
-            "command again"
-        ) from None
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return [done[job.name] for job in jobs]
-
-
-def _pass_on(messages: Any, report: Report) -> None:
-    while True:
-        try:
-            report(*messages.get_nowait())
-        except queue.Empty:
-            return
-
-
-_messages: Any = None
-
-
-def _start_worker(threads: int, messages: Any) -> None:
-    import signal
-
-    import numba
-
-    from petsim.memory import keep_freed_memory
-
-    keep_freed_memory()
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
-    global _messages
-    _messages = messages
-
-
-def _work(job: Job, request: Request, digest: str) -> dict[str, Any]:
-    return make_subject(job, request, digest, lambda *message: _messages.put(message))
 
 
 def check_request(request: Request) -> None:
