@@ -11,9 +11,10 @@ import numpy as np
 from data_recipes.grid import Grid
 from data_recipes.resample import resample
 
-image = np.random.default_rng(0).random((70, 80, 90)).astype(np.float32)
-out = resample(image, Grid(image.shape, (3.0, 3.0, 3.0), (0.0, 0.0, 0.0)), Grid((60, 60, 60), (4.0, 4.1, 3.7), (1.0, 2.0, 3.0)))
-print(hashlib.sha256(out.tobytes()).hexdigest())
+image = np.random.default_rng(0).random((48, 40, 6)).astype(np.float32)
+source = Grid(image.shape, (12.0, 12.0, 12.0), (0.0, 0.0, 0.0))
+target = Grid((120, 120, 8), (4.0, 4.0, 8.0), (1.0, 2.0, 3.0))
+print(hashlib.sha256(resample(image, source, target).tobytes()).hexdigest())
 """
 
 

@@ -117,8 +117,7 @@ def test_a_dask_cluster_makes_the_same_dataset(tmp_path, monkeypatch):
 
 def test_no_cluster_is_one_clear_line():
     pytest.importorskip("distributed")
-    code = ("from petsim.verify import verify
-from petsim.workers import on_dask\n"
+    code = ("from petsim.workers import on_dask\n"
             "on_dask({'a': 1}, print, 'not an address', lambda *m: None)\n")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert "DataError: --dask not an address: no dask scheduler" in done.stderr
