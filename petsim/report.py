@@ -1,30 +1,23 @@
 """One self-contained HTML page about a dataset: no scripts, no network, figures inline."""
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim import figures
+from petsim import page as html
 from petsim.cache.store import SubjectFile, read_index, whole_or_nothing
 from petsim.noise import SPHERE_MM, coefficient_of_variation, sphere
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 ILLUSTRATED = 6
 """Subjects shown with figures; the others are in the table."""
-
-DPI = 150
-_CSS_DPI = 100
 
 _MATCHING = 0.7
 """Inserted noise below this part of the source's is pointed out: as if the simulated scan had twice the source's counts."""
@@ -159,7 +152,7 @@ def write_report(dataset: Path, out: Path | None = None) -> Path:
             body.append(_subject(f, summary))
     body.append(_settings(summaries[0]))
     with whole_or_nothing(page) as temporary:
-        temporary.write_text(_page(f"petsim: {_title(summaries)}", "\n".join(body)), encoding="utf-8")
+        temporary.write_text(html.page(f"petsim: {_title(summaries)}", "\n".join(body)), encoding="utf-8")
     return page
 
 
@@ -187,13 +180,13 @@ def _head(subjects: list[_Summary]) -> str:
         _full_dose_note(subjects),
         _scatter_note(subjects),
         "<h2>Dataset</h2>",
-        _facts(_dataset_facts(subjects)),
+        html.facts(_dataset_facts(subjects)),
         _overview(subjects),
     ]
     if len(subjects) > 1:
         ladders = [s.ladder() for s in subjects]
         caption = f"All subjects. Points: measured in one sphere each; {_lines_text(first)}"
-        parts.append(_picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
+        parts.append(html.picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
     if len(subjects) > ILLUSTRATED:
         parts.append(_all_counts(subjects))
         parts.append(
@@ -340,7 +333,7 @@ def _overview(subjects: list[_Summary]) -> str:
             _percent(_mean(s.doses["liver_cov"][0])), _percent(_mean(s.doses["liver_cov"][-1])),
             str(s.provenance.get("mu_source", "unknown")), f"{len(s.warnings)}",
         ])  # fmt: skip
-    return _table(head, rows, left=(0, 1, 2, 10))
+    return html.table(head, rows, left=(0, 1, 2, 10))
 
 
 def _subject(f: SubjectFile, s: _Summary) -> str:
@@ -373,17 +366,17 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     parts = [
         f"<section><h2>{escape(s.name)} <span class=tag>{escape(s.split)}</span></h2>",
         "".join(f"<p class=inline-warn>Warning: {escape(w)}</p>" for w in s.warnings),
-        _picture(
+        html.picture(
             figures.mip_figure(shown, s.spacing_mm, wide), f"Maximum-intensity projections of {s.name}",
             f"Maximum-intensity projections, {first}. {_window_text(wide)} R: the patient's right.",
         ),
-        _picture(
+        html.picture(
             figures.slice_figure(shown, s.spacing_mm, narrow, index, outline), f"Slices of {s.name}",
             f"Coronal, sagittal and axial slices through {where}. {_window_text(narrow)} A: front.",
         ),
         f"<h3>Counts by dose</h3>{_count_table([s])}",
         f"<p class=note>{escape(_count_note(s))}</p>",
-        _picture(
+        html.picture(
             figures.component_figure(s.components()), f"Trues, scatter, randoms and NEC against DRF of {s.name}",
             f"DRF: {s.drf_means}. " + ("Mean of all realizations. " if s.realizations > 1 else "") +
             "Left: counts; right: what part of the counts they are.",
@@ -391,17 +384,17 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
         f"<h3>Noise and scale by dose</h3>{_noise_table(s, images, noise_free, place, grid, cov)}",
         f"<p class=note>{escape(_noise_note(s, how))}</p>",
         _inserted_note(s),
-        _picture(
+        html.picture(
             figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
             f"Points: measured in one sphere, so COV scatters; {_lines_text(s)}",
         ),
         _corrections_section(s),
         "<h3>Attenuation</h3>",
-        _picture(
+        html.picture(
             figures.mu_figure(images[0][box], mu[box], s.spacing_mm, narrow, index), f"Attenuation map of {s.name} on DRF 1",
             f"mu-map (black 0, white {figures.MU_TOP:g} /cm) and its contours on DRF 1. Source of mu: {_mu_text(s)}.",
         ),
-        "<h3>Subject and source</h3>", _facts(_subject_facts(s)), _lesions(s),
+        "<h3>Subject and source</h3>", html.facts(_subject_facts(s)), _lesions(s),
         f"<details><summary>Provenance</summary><pre>{escape(_pretty(s.provenance))}</pre></details></section>",
     ]  # fmt: skip
     return "\n".join(parts)
@@ -453,7 +446,7 @@ def _count_table(subjects: list[_Summary]) -> str:
                 _percent(c.nec_fraction[k]), _value(s.live(k), ".3f"), _value(_mean(s.doses["mbq_s_per_kg"][k]), ",.1f"),
                 _percent(_mean(s.doses["liver_cov"][k])),
             ])  # fmt: skip
-    return _table(["Subject", *head], rows, left=(0, 1)) if several else _table(head, rows, left=(0,))
+    return html.table(["Subject", *head], rows, left=(0, 1)) if several else html.table(head, rows, left=(0,))
 
 
 def _all_counts(subjects: list[_Summary]) -> str:
@@ -488,7 +481,7 @@ def _noise_table(
     if noise_free is not None:
         mean = _value(_sphere_mean(noise_free, place, grid) * factor, ".3f")
         rows.append(["noise-free", "", _percent(noise_free_cov), mean])
-    return _table(head, rows, left=(0,))
+    return html.table(head, rows, left=(0,))
 
 
 def _noise_note(s: _Summary, how: str) -> str:
@@ -518,7 +511,7 @@ def _corrections_section(s: _Summary) -> str:
     if differences and recon.get("corrections") == "estimated":
         facts.append(("mu-map, rms error", f"{differences[0]['mu_per_cm']:.2g} /cm over the body"))
         facts.append(("Efficiencies", f"{100 * differences[0]['normalization']:.2g} % rms error of crystals"))
-    parts = ["<h3>Corrections</h3>", _facts(facts), _scatter_table(s, differences)]
+    parts = ["<h3>Corrections</h3>", html.facts(facts), _scatter_table(s, differences)]
     for how, why in _SCATTER_HOW.items():
         where = _unfitted(s, how)
         if where:
@@ -558,7 +551,7 @@ def _scatter_table(s: _Summary, differences: list[dict[str, Any]]) -> str:
         "beside the body. Singles give the randoms; theirs come from delayed coincidences, and the error is that of one "
         "detector area."
     )
-    return _table(head, rows, left=(0, 2)) + f"<p class=note>{escape(note)}</p>"
+    return html.table(head, rows, left=(0, 2)) + f"<p class=note>{escape(note)}</p>"
 
 
 def _inserted_note(s: _Summary) -> str:
@@ -620,7 +613,7 @@ def _lesions(s: _Summary) -> str:
          ", ".join(f"{v:.0f}" for v in x.get("center_mm", []))]
         for x in lesions
     ]  # fmt: skip
-    return "<h4>Lesions</h4>" + _table(["Site", "Diameter, mm", "SUV", "Center, RAS+ mm"], rows, left=(0,))
+    return "<h4>Lesions</h4>" + html.table(["Site", "Diameter, mm", "SUV", "Center, RAS+ mm"], rows, left=(0,))
 
 
 def _settings(s: _Summary) -> str:
@@ -629,11 +622,11 @@ def _settings(s: _Summary) -> str:
     return "\n".join([
         "<section><h2>Settings</h2>",
         f"<p class=note>Configuration hash: <code>{escape(s.configuration_sha256)}</code></p>",
-        _facts([(k, _plain(v)) for k, v in _flat(rest)], dense=True),
+        html.facts([(k, _plain(v)) for k, v in _flat(rest)], dense=True),
         "<h3>Scanner</h3>" if scanner else "",
-        _facts([(k, _plain(v)) for k, v in _flat(scanner)], dense=True),
+        html.facts([(k, _plain(v)) for k, v in _flat(scanner)], dense=True),
         "<h3>Versions</h3>",
-        _facts(list(s.versions.items()), dense=True),
+        html.facts(list(s.versions.items()), dense=True),
         "</section>",
     ])  # fmt: skip
 
@@ -679,102 +672,3 @@ def _value(value: float | None, style: str, unit: str = "") -> str:
 
 def _percent(value: float | None) -> str:
     return "unknown" if value is None or not np.isfinite(value) else f"{100 * value:.1f} %"
-
-
-def _facts(pairs: Iterable[tuple[str, str]], dense: bool = False) -> str:
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs)
-    return f"<dl class={'dense' if dense else 'facts'}>{items}</dl>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> str:
-    side = [" class=left" if k in left else "" for k in range(len(head))]
-    top = "".join(f"<th{c}>{escape(h)}</th>" for c, h in zip(side, head, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for c, v in zip(side, row, strict=True)) + "</tr>" for row in rows
-    )
-    kind = "wide" if len(head) > 6 else '"wide narrow"'
-    return f"<div class={kind}><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _picture(figure: "Figure", alt: str, caption: str) -> str:
-    data = io.BytesIO()
-    # Without this matplotlib's version would be in every picture, and pages of equal data would differ.
-    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
-    source = base64.b64encode(data.getvalue()).decode()
-    width, height = (round(v * _CSS_DPI) for v in figure.get_size_inches())
-    return (
-        f'<figure><img src="data:image/png;base64,{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
-    )
-
-
-_STYLE = """
-:root{--ink:#1d232b;--soft:#66707c;--line:#dfe3e8;--accent:#1f5fa8}
-*{box-sizing:border-box}
-body{margin:0;background:#fff;color:var(--ink);font:14px/1.5 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,
-"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
-main{max-width:1160px;margin:0 auto;padding:28px 20px 56px}
-header{border-bottom:2px solid var(--ink);margin-bottom:20px}
-.kicker{margin:0;color:var(--accent);font-weight:600;letter-spacing:.04em;font-size:12px;text-transform:uppercase}
-h1{font-size:30px;line-height:1.2;margin:2px 0 4px;font-weight:650}
-.lead{font-size:16px;color:var(--soft);margin:0 0 14px}
-h2{font-size:21px;margin:34px 0 10px;font-weight:650}
-h3{font-size:15px;margin:24px 0 8px}
-h4{font-size:13px;margin:16px 0 6px}
-section{border-top:1px solid var(--line);margin-top:36px}
-.tag{font-size:12px;font-weight:500;color:var(--soft);border:1px solid var(--line);border-radius:3px;padding:1px 7px;
-vertical-align:3px}
-aside{border-left:4px solid var(--line);padding:9px 14px;margin:10px 0;background:#f6f7f9}
-aside h2{font-size:14px;margin:0 0 2px}
-aside p,aside ul{margin:0}
-aside ul{padding-left:18px}
-.warn{border-color:#c8501e;background:#fdf1ea}
-.limit{border-color:#c79a1b;background:#fcf7e6}
-.inline-warn{margin:4px 0;color:#a53f12;font-weight:600}
-.facts{display:grid;grid-template-columns:1fr 1fr;column-gap:32px;margin:0 0 16px}
-.facts div{display:grid;grid-template-columns:128px 1fr;gap:12px;border-bottom:1px solid var(--line);padding:4px 0}
-.dense{columns:3;column-gap:28px;font-size:12px;margin:0 0 12px}
-.dense div{display:flex;justify-content:space-between;gap:12px;break-inside:avoid;border-bottom:1px solid var(--line);
-padding:1px 0}
-dt{color:var(--soft)}
-dd{margin:0;overflow-wrap:anywhere}
-.dense dd{text-align:right}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:13px}
-th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--soft);font-weight:600;font-size:12px;white-space:normal;vertical-align:bottom;
-border-bottom:1px solid var(--ink)}
-.narrow table{width:auto;min-width:55%}
-th.left,td.left{text-align:left}
-th:first-child,td:first-child{padding-left:0}
-th:last-child,td:last-child{padding-right:0}
-figure{margin:14px 0 20px}
-img{max-width:100%;height:auto;display:block}
-figcaption,.note{color:var(--soft);font-size:12.5px;margin:6px 0 0}
-pre{font-size:11px;line-height:1.4;white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f7f9;padding:10px}
-code{font-size:12px;overflow-wrap:anywhere}
-summary{cursor:pointer;color:var(--accent);margin-top:10px}
-@media screen and (max-width:760px){.facts{grid-template-columns:1fr}.dense{columns:1}}
-@media print{
-@page{size:A4;margin:12mm}
-body{font-size:10px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
-main{max-width:none;padding:0}
-table,th{font-size:9px}
-th,td{padding:3px 5px}
-section{break-before:page;border-top:0;margin-top:0}
-figure,table,aside{break-inside:avoid}
-h2,h3,h4{break-after:avoid}
-.facts div{grid-template-columns:90px 1fr}
-.dense,figcaption,.note{font-size:8.5px}
-}
-"""
