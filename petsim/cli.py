@@ -165,22 +165,24 @@ class ServeCache:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check a dataset: schema, hashes, finite values, count statistics."""
+    """Check a dataset (schema, hashes, finite values, count statistics) or a cache of petsim serve-cache."""
 
     dataset: Positional[str]
-    """Folder of the dataset."""
+    """Folder of the dataset, or of the cache."""
+    repair: bool = False
+    """Put damaged files aside, remove leftovers and rebuild the index; damaged volumes of a cache are removed."""
     json: bool = False
     """Last line on standard output is one JSON object."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write one self-contained HTML page about a dataset."""
+    """Write one self-contained HTML page about a dataset, or about a cache of petsim serve-cache in use."""
 
     dataset: Positional[str]
-    """Folder of the dataset."""
+    """Folder of the dataset, or of the cache."""
     out: str | None = None
-    """HTML file. Default: report.html in the dataset's folder."""
+    """HTML file. Default: report.html in that folder."""
     json: bool = False
     """Last line on standard output is one JSON object."""
 
@@ -395,21 +397,30 @@ def _print_preview(result: dict[str, Any]) -> None:
 def _verify(command: Verify) -> dict[str, Any]:
     from pathlib import Path
 
-    from petsim.verify import verify
+    from petsim.serve import is_cache
+    from petsim.verify import verify, verify_cache
 
-    result = verify(Path(command.dataset))
+    folder = Path(command.dataset)
+    cache = is_cache(folder)
+    result = verify_cache(folder, command.repair) if cache else verify(folder, command.repair)
+    for repair in result["repairs"]:
+        print(f"repaired: {repair}")
     for problem in result["problems"]:
         print(f"problem: {problem}")
-    print(f"{result['subjects']} subjects, {len(result['problems'])} problems")
+    print(f"{result['volumes' if cache else 'subjects']} {'volumes' if cache else 'subjects'}, "
+          f"{len(result['problems'])} problems")  # fmt: skip
     return result
 
 
 def _report(command: Report) -> dict[str, Any]:
     from pathlib import Path
 
+    from petsim.cache_report import write_cache_report
     from petsim.report import write_report
+    from petsim.serve import is_cache
 
-    path = write_report(Path(command.dataset), None if command.out is None else Path(command.out))
+    folder, out = Path(command.dataset), None if command.out is None else Path(command.out)
+    path = write_cache_report(folder, out) if is_cache(folder) else write_report(folder, out)
     print(path)
     return {"report": str(path)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_recipes.errors import UsageError
-from petsim.cache.live import DoseCache
+from petsim.cache.live import DoseCache, holdings
 from petsim.settings import check_drfs
 
 STATE = "producer.json"
@@ -90,7 +90,7 @@ def produce(
         number = first + cache.new_realization(subject)
         cache.get_all(subject, doses.of(seed, subject, number), number)
         times = [*times[-RECENT:], time.monotonic()]
-        held = cache.holdings()
+        held = holdings(cache.root)
         state = {
             "made": state["made"] + 1, "per_minute": round(60 * (len(times) - 1) / max(times[-1] - times[0], 1e-9), 2),
             "subject": subject, "realization": number, "time_s": time.time(), "volumes": held["volumes"],

@@ -67,6 +67,11 @@ class ServeOptions:
         return Path(self.dataset) / CACHE if self.cache is None else Path(self.cache)
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is that of a cache."""
+    return (folder / CONTENTS).exists()
+
+
 def serve(
     options: ServeOptions, go_on: Callable[[], bool], told: Callable[[dict[str, Any]], None] = lambda state: None
 ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,36 @@ from typing import Any
 import numpy as np
 
 from data_recipes.errors import DataError
-from petsim.cache.store import SubjectFile, array_sha256, build_index, read_index, sha256_of, subject_files
+from petsim.cache.live import listed, volume_problem
+from petsim.cache.store import (
+    INDEX,
+    SubjectFile,
+    array_sha256,
+    build_index,
+    read_index,
+    sha256_of,
+    subject_files,
+    write_index,
+)
 
 SIGMAS = 6.0
 """Counts further than this many standard deviations from their expectation are a problem."""
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, repair: bool = False) -> dict[str, Any]:
     """Check schema, hashes, finite values, count statistics, corrections and the index of a dataset.
+
+    Parameters
+    ----------
+    folder : Path
+    repair : bool
+        Put damaged files aside as `<name>.damaged`, remove what interrupted runs left behind, and rebuild the index, before
+        all is checked. What was put aside, make-dataset makes again.
 
     Returns
     -------
     dict
-        subjects (number), counts (name -> DRF -> prompts of realization 0), problems (list of one-line texts).
+        subjects (number), counts (name -> DRF -> prompts of realization 0), problems and repairs (lists of one-line texts).
 
     Raises
     ------
@@ -30,6 +48,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder.name}: no such folder")
+    repairs = _repair(folder) if repair else []
     index = read_index(folder)
     problems: list[str] = []
     counts: dict[str, dict[str, int]] = {}
@@ -44,10 +63,72 @@ def verify(folder: Path) -> dict[str, Any]:
         except (KeyError, ValueError, OSError) as error:
             problems.append(f"{path.name}: damaged: {str(error).splitlines()[0]}")
     problems += _check_index(folder, index)
-    return {"subjects": len(counts), "counts": counts, "problems": problems}
+    return {"subjects": len(counts), "counts": counts, "problems": problems, "repairs": repairs}
+
+
+def _repair(folder: Path) -> list[str]:
+    if not (folder / INDEX).exists() and not subject_files(folder):
+        raise DataError(f"{folder.name}: holds no subject; this is not a dataset, or nothing of it is left")
+    repairs = []
+    for left in sorted(folder.glob("*.tmp")):
+        left.unlink()
+        repairs.append(f"{left.name}: removed, an interrupted run had left it")
+    for path in subject_files(folder):
+        try:
+            with SubjectFile(path) as f:
+                damage = _check_bytes(f)
+        except (DataError, KeyError, ValueError, OSError) as error:
+            damage = [str(error).splitlines()[0]]
+        if damage:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            repairs.append(f"{path.name}: put aside as {path.name}.damaged ({damage[0]}); make-dataset makes it again")
+    try:
+        known = read_index(folder)
+    except DataError:
+        known = None
+    if known != build_index(folder):
+        write_index(folder)
+        repairs.append(f"{INDEX}: rebuilt")
+    return repairs
+
+
+def verify_cache(root: Path, repair: bool = False) -> dict[str, Any]:
+    """Check keys, hashes and finite values of all volumes of a live cache, which may be in use.
+
+    Parameters
+    ----------
+    root : Path
+    repair : bool
+        Remove what is damaged; it is made again when it is asked for.
+
+    Returns
+    -------
+    dict
+        volumes (number), problems and repairs (lists of one-line texts).
+    """
+    problems, volumes = [], 0
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        for _, _, path in listed(folder):
+            volumes += 1
+            problem = volume_problem(path)
+            if problem is None:
+                continue
+            problems.append(f"{folder.name}/{path.name}: {problem}")
+            if repair:
+                path.unlink(missing_ok=True)
+    repairs = [f"{p}; removed" for p in problems] if repair else []
+    return {"volumes": volumes, "problems": [] if repair else problems, "repairs": repairs}
 
 
 def _check_subject(f: SubjectFile) -> list[str]:
+    problems = _check_bytes(f)
+    if any("lacks " in p for p in problems):
+        return problems
+    return problems + _check_counts(f) + _check_corrections(f)
+
+
+def _check_bytes(f: SubjectFile) -> list[str]:
+    """What a damaged or changed file shows, whatever its numbers mean."""
     problems = []
     datasets: list[str] = []
     f.h5.visititems(lambda name, item: datasets.append(name) if hasattr(item, "shape") else None)
@@ -69,7 +150,7 @@ def _check_subject(f: SubjectFile) -> list[str]:
     shape = f.shape
     if f.dataset("recon").shape[2:] != shape or f.dataset("recon").shape[0] != len(f.drfs):
         problems.append(f"/recon has shape {f.dataset('recon').shape}, expected ({len(f.drfs)}, n, {shape})")
-    return problems + _check_counts(f) + _check_corrections(f)
+    return problems
 
 
 def _check_counts(f: SubjectFile) -> list[str]:

@@ -178,11 +178,6 @@ class DoseCache:
         """How many realizations `new_realization` has given out."""
         return _number(self.folder(subject) / "next")
 
-    def holdings(self) -> dict[str, Any]:
-        """Volumes of all recipes and their bytes."""
-        sizes = [size for _, size, _ in _volumes(self.root)]
-        return {"volumes": len(sizes), "bytes": sum(sizes)}
-
     def note(self, name: str, value: dict[str, Any]) -> None:
         """Leave a JSON value in a file of the cache's folder."""
         with _locked(self.root / "locks" / "write", wait=True), whole_or_nothing(self.root / name) as temporary:
@@ -218,6 +213,16 @@ class DoseCache:
                 f"the volumes of one realization take more than the {self.budget_bytes / 1e6:.1f} MB that the cache may "
                 "hold; give it more"
             )
+
+
+def holdings(root: Path) -> dict[str, int]:
+    """volumes of all recipes, their bytes, and the hits and misses of all that asked for one."""
+    sizes = [size for _, size, _ in _volumes(root)]
+    try:
+        asked = (root / "asked").read_bytes()
+    except OSError:
+        asked = b""
+    return {"volumes": len(sizes), "bytes": sum(sizes), "hits": asked.count(b"h"), "misses": asked.count(b"m")}
 
 
 def _in_chunks(shape: tuple[int, ...]) -> int:
@@ -294,6 +299,35 @@ def listed(folder: Path) -> list[tuple[int, float, Path]]:
 def read_volume(path: Path, factor: float = 1.0) -> Kept | None:
     """A volume that was `listed`, times a factor, marked as used now; None when it was evicted since then."""
     return _open(path, None, factor)
+
+
+def made_s(path: Path) -> float | None:
+    """When a volume that was `listed` was made, seconds since 1970; None if it was evicted since then."""
+    try:
+        with h5py.File(path, "r") as f:
+            return float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
+    except (OSError, KeyError):
+        return None
+
+
+def volume_problem(path: Path) -> str | None:
+    """What is wrong with a volume that was `listed`; None for nothing, or if it was evicted since then."""
+    try:
+        with h5py.File(path, "r") as f:
+            digest, _, name = str(f.attrs["key"]).partition(" ")
+            if name != path.stem or not path.parent.name.endswith(f"-{digest[:16]}"):
+                return "holds another volume than its name says"
+            stored = f["recon"]
+            if not isinstance(stored, h5py.Dataset) or stored.attrs["sha256"] != array_sha256(stored[()]):
+                return "differs from its hash"
+            if not np.isfinite(stored[()]).all():
+                return "has NaN or infinite values"
+            json.loads(str(f.attrs["counts"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError):
+        return "cannot be read"
+    return None
 
 
 def _open(path: Path, key: str | None, factor: float = 1.0) -> Kept | None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,3 +304,28 @@ def test_ctrl_c_leaves_a_dataset_that_the_same_command_completes(tmp_path, worke
     assert verify(tmp_path / "set")["problems"] == []
     assert len(read_index(tmp_path / "set")["subjects"]) == 3
     assert not list((tmp_path / "set").glob("*.tmp"))
+
+
+def test_a_damaged_dataset_is_repaired_and_completed(reference, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(reference, folder)
+    first, second, _ = sorted(folder.glob("*.h5"))
+    first.write_bytes(first.read_bytes()[:3000])
+    with h5py.File(second, "r+") as f:
+        f["recon"][0, 0, 0, 0, 0] = 7
+    (folder / "phantom-0009.h5.tmp").write_bytes(b"left")
+    (folder / "dataset.json").unlink()
+    result = verify(folder, repair=True)
+    assert result["problems"] == [] and result["subjects"] == 1
+    assert [text.split(":")[0] for text in result["repairs"]] == [
+        "phantom-0009.h5.tmp", first.name, second.name, "dataset.json",
+    ]  # fmt: skip
+    assert (folder / f"{first.name}.damaged").exists() and not first.exists()
+    make_dataset(kill_driver.request(str(folder)))
+    assert contents(reference).items() <= contents(folder).items()
+    assert verify(folder, repair=True) == verify(folder) | {"repairs": []}
+
+
+def test_nothing_to_repair_is_one_clear_line(tmp_path):
+    with pytest.raises(DataError, match="holds no subject"):
+        verify(tmp_path, repair=True)

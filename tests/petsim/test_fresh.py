@@ -12,6 +12,7 @@ import pytest
 from data_recipes.errors import DataError, UsageError
 from petsim.cache.live import DoseCache, listed, read_note, read_volume
 from petsim.cache.store import SubjectFile, read_index
+from petsim.cli import main
 from petsim.dataset import Job, ReadOptions, make_dataset
 from petsim.fresh import FIRST, Paths, Simulator, origins
 from petsim.producer import STATE
@@ -189,6 +190,34 @@ def test_serving_fills_a_cache_that_says_what_it_holds(dataset, tmp_path):
     assert kept is not None
     fresh = kept.image.volume()
     assert fresh.sum() == pytest.approx(image.sum(), rel=0.2) and not np.allclose(fresh, image, rtol=0.01)
+
+
+def test_a_cache_is_checked_mended_and_reported(dataset, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "live"
+    serve(ServeOptions(str(dataset), str(root), scanner=kill_driver.SCANNER), lambda: read_note(root, STATE) is None)
+    paths = [p for _, _, p in listed(next(root.glob("phantom-*")))]
+    monkeypatch.setattr("sys.argv", ["petsim", "verify", str(root)])
+    main()
+    assert "3 volumes, 0 problems" in capsys.readouterr().out
+    with h5py.File(paths[0], "r+") as f:
+        f["recon"][0, 0, 0] = 7
+    paths[1].write_bytes(b"damaged")
+    shutil.copy(paths[2], paths[2].with_name("drf20_r7.h5"))
+    with pytest.raises(SystemExit):
+        main()
+    out = capsys.readouterr().out
+    for words in ("differs from its hash", "cannot be read", "holds another volume", "4 volumes, 3 problems"):
+        assert words in out
+    monkeypatch.setattr("sys.argv", ["petsim", "verify", str(root), "--repair"])
+    main()
+    assert capsys.readouterr().out.count("repaired: ") == 3
+    assert [p for _, _, p in listed(paths[2].parent)] == [paths[2]]
+    monkeypatch.setattr("sys.argv", ["petsim", "report", str(root)])
+    main()
+    page = (root / "report.html").read_text()
+    for words in ("Producer at work: 1 realizations made", "1 volumes in", train_subject(dataset), "DRF 20"):
+        assert words in page, words
+    assert str(tmp_path) not in page
 
 
 def test_a_measured_image_gets_fresh_noise_below_itself(tmp_path):
