@@ -28,6 +28,10 @@ class Train:
     """Folder of the run."""
     drf: tuple[float, ...] = ()
     """Doses of the inputs. Default: all of the dataset below full dose."""
+    drf_weights: tuple[float, ...] = ()
+    """How often each dose is drawn, relative to the others. Default: evenly."""
+    rotate: bool = False
+    """Turn patches by random quarters about the axis of the scanner, besides the flips."""
     target: Literal["noise-free", "complement", "full", "independent"] = "noise-free"
     """noise-free: the reconstruction of the expected counts (simulated subjects only); complement: the counts that the
     input lacks; full: the nested full dose, whose best estimate copies noise; independent: the full dose of another

@@ -123,12 +123,15 @@ class Ladder:
             float(self.log_nec_per_m[dose, realization]),
         )  # fmt: skip
 
-    def draw(self, rng: np.random.Generator, drfs: Sequence[float], target: Target) -> tuple[Volume, Source]:
+    def draw(
+        self, rng: np.random.Generator, drfs: Sequence[float], target: Target, weights: Sequence[float] = ()
+    ) -> tuple[Volume, Source]:
         """A random image at one of some doses, and what its target is made from.
 
         For "complement" that is the full dose of the same counts, for "independent" the full dose of another realization.
+        Doses are drawn evenly, or with `weights`.
         """
-        dose = self.drfs.index(drfs[int(rng.integers(len(drfs)))])
+        dose = self.drfs.index(drfs[drawn_dose(rng, drfs, drfs, weights)])
         realization = int(rng.integers(self.realizations))
         low = self.volume(dose, realization)
         if target == "noise-free":
@@ -141,6 +144,15 @@ class Ladder:
         """The noise-free image, which only simulated subjects have."""
         assert self.noise_free is not None
         return self.noise_free, ()
+
+
+def drawn_dose(rng: np.random.Generator, choice: Sequence[float], drfs: Sequence[float], weights: Sequence[float]) -> int:
+    """Place of a random dose among some; weights of `drfs` are interpolated on the logarithm of the dose."""
+    if not weights:
+        return int(rng.integers(len(choice)))
+    order = np.argsort(drfs)
+    own = np.interp(np.log(choice), np.log(drfs)[order], np.asarray(weights, float)[order])
+    return int(rng.choice(len(choice), p=own / own.sum()))
 
 
 def read_ladder(path: Path) -> Ladder:
@@ -252,16 +264,25 @@ class Patches:
     seed : int
     measure : bool
         Measure the noise of volumes, which takes a part of a second for each fresh one.
+    weights : tuple of float
+        How often each of `drfs` is drawn, relative to the others; empty: evenly.
+    rotate : bool
+        Turn patches by random quarters about the axis of the scanner, besides the flips.
     """
 
     def __init__(self, ladders: Sequence[Ladder], drfs: tuple[float, ...], size: tuple[int, int, int], slices: int,
-                 condition: Condition, target: Target, seed: int, measure: bool = True) -> None:  # fmt: skip
-        self._measure = measure
+                 condition: Condition, target: Target, seed: int, measure: bool = True,
+                 weights: tuple[float, ...] = (), rotate: bool = False) -> None:  # fmt: skip
+        self._measure, self._weights, self._rotate = measure, weights, rotate
         self.ladders, self.drfs, self.size, self.slices = ladders, drfs, size, slices
         self._condition: Condition = condition
         self._target: Target = target
         self._seed = seed
+        if weights and (len(weights) != len(drfs) or not all(w > 0 for w in weights)):
+            raise UsageError(f"--drf-weights: give a positive number for each of the {len(drfs)} doses")
         for ladder in ladders:
+            if rotate and not np.isclose(ladder.spacing_mm[0], ladder.spacing_mm[1], rtol=0.01):
+                raise UsageError(f"--rotate: voxels of {ladder.name} are not square across; leave it out")
             missing = [d for d in drfs if d not in ladder.drfs]
             if missing:
                 had = " ".join(f"{d:g}" for d in ladder.drfs)
@@ -283,7 +304,7 @@ class Patches:
     def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, float, bool]:
         rng = np.random.default_rng((self._seed, step, place))
         ladder = self.ladders[int(rng.integers(len(self.ladders)))]
-        volume, (clean, index) = ladder.draw(rng, self.drfs, self._target)
+        volume, (clean, index) = ladder.draw(rng, self.drfs, self._target, self._weights)
         size = np.array(self.size)
         if rng.random() < BODY_SHARE:
             corner = ladder.body[rng.integers(len(ladder.body))] + rng.integers(0, BODY_STRIDE, 3) - size // 2
@@ -298,6 +319,9 @@ class Patches:
         low, target = np.flip(low, axes), np.flip(target[None], axes)
         if 3 in axes:
             low = low[::-1]
+        if self._rotate:
+            quarters = int(rng.integers(4))
+            low, target = np.rot90(low, quarters, (1, 2)), np.rot90(target, quarters, (1, 2))
         condition, sd = (volume.condition(self._condition), volume.measured().sd) if self._measure else (0.0, 0.0)
         return low, target, condition, sd, volume.drf, volume.fresh
 

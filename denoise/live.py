@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_recipes.errors import DataError
-from denoise.data import Ladder, Source, Target, Volume
+from denoise.data import Ladder, Source, Target, Volume, drawn_dose
 from denoise.noise_level import NoiseLevel, noise_level
 from petsim.cache.live import listed, read_note, read_volume
 from petsim.serve import CONTENTS
@@ -125,7 +125,9 @@ class LiveLadder(Ladder):
 
     live: LiveVolumes
 
-    def draw(self, rng: np.random.Generator, drfs: Sequence[float], target: Target) -> tuple[Volume, Source]:
+    def draw(
+        self, rng: np.random.Generator, drfs: Sequence[float], target: Target, weights: Sequence[float] = ()
+    ) -> tuple[Volume, Source]:
         """As of a `Ladder`, from the cache where that holds something fitting."""
         # One number of the caller's, however many are tried here.
         own = np.random.default_rng(rng.integers(2**63))
@@ -136,8 +138,9 @@ class LiveLadder(Ladder):
             if len(numbers) < (2 if target == "independent" else 1):
                 break
             place = int(own.integers(len(numbers)))
-            doses = list(wanted[numbers[place]].items())
-            drf, path = doses[int(own.integers(len(doses)))]
+            doses = wanted[numbers[place]]
+            drf = list(doses)[drawn_dose(own, list(doses), drfs, weights)]
+            path = doses[drf]
             low = self.live.open(path, drf)
             if low is None:
                 continue
@@ -148,7 +151,7 @@ class LiveLadder(Ladder):
             full = self.live.open(there[numbers[place]][1.0], 1.0)
             if full is not None:
                 return low, (full.images, full.index)
-        return super().draw(own, drfs, target)
+        return super().draw(own, drfs, target, weights)
 
     def _fitting(self, doses: dict[float, Path], drfs: Sequence[float]) -> dict[float, Path]:
         """Doses to train on: those asked for, and such between them as no dataset has."""

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch.utils.data import Dataset
 
-from denoise.data import Batch, Patches
+from denoise.data import Batch, Ladder, Patches
 
 AHEAD = 4
 """Batches that each thread makes ahead."""
@@ -76,20 +76,48 @@ class PatchDataset(Dataset[dict[str, torch.Tensor]]):
         }
 
 
+class VolumeDataset(Dataset[dict[str, torch.Tensor]]):
+    """Whole volumes with their noise-free or full-dose references, as dictionaries like those of `PatchDataset`.
+
+    Parameters
+    ----------
+    ladders : sequence of Ladder
+    drfs : tuple of float
+    """
+
+    def __init__(self, ladders: Sequence[Ladder], drfs: tuple[float, ...]) -> None:
+        self._places = [
+            (ladder, ladder.drfs.index(drf), r) for ladder in ladders for drf in drfs for r in range(ladder.realizations)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """`image` and `label`, float32 (1, x, y, z) in SUV; `noise_sd` and `drf`."""
+        ladder, dose, realization = self._places[number]
+        return {
+            "image": torch.from_numpy(ladder.image(dose, realization)[None]),
+            "label": torch.from_numpy(ladder.reference()[None]),
+            "noise_sd": torch.tensor(ladder.levels[dose][realization].sd, dtype=torch.float32),
+            "drf": torch.tensor(ladder.drfs[dose], dtype=torch.float32),
+        }
+
+
 class PairDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The same samples as deepinv's trainers take them: (what is wanted, what is measured).
 
     Parameters
     ----------
-    patches : PatchDataset
+    samples : PatchDataset or VolumeDataset
     """
 
-    def __init__(self, patches: PatchDataset) -> None:
-        self._patches = patches
+    def __init__(self, samples: PatchDataset | VolumeDataset) -> None:
+        self._samples = samples
 
     def __len__(self) -> int:
-        return len(self._patches)
+        return len(self._samples)
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sample = self._patches[number]
+        sample = self._samples[number]
         return sample["label"], sample["image"]

@@ -50,6 +50,10 @@ class TrainSettings:
         See `denoise.methods.Method`.
     drf : tuple of float
         Doses of the inputs; empty: all of the dataset below full dose.
+    drf_weights : tuple of float
+        How often each of `drf` is drawn, relative to the others; empty: evenly.
+    rotate : bool
+        Turn patches by random quarters about the axis of the scanner, besides the flips.
     target : str
         "noise-free", "complement", "full" or "independent".
     condition : str
@@ -85,6 +89,8 @@ class TrainSettings:
     variant: Variant = "r0"
     loss: Loss = "l2"
     drf: tuple[float, ...] = ()
+    drf_weights: tuple[float, ...] = ()
+    rotate: bool = False
     target: Target = "noise-free"
     condition: Condition = "noise"
     dims: Dimensions = "3"
@@ -225,7 +231,7 @@ def train(
                 progress(first + steps, error)
 
             results[f"drf-{drf:g}"] = _train_one(
-                ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,)), digest, place, part, workers
+                ladders, run / f"drf-{drf:g}", replace(settings, drf=(drf,), drf_weights=()), digest, place, part, workers
             )
         return results
 
@@ -250,6 +256,8 @@ def _train_one(
             settings.target,
             seed,
             measure=method.measures,
+            weights=settings.drf_weights if split == "train" else (),
+            rotate=settings.rotate,
         )
         for (split, some), seed in zip(ladders.items(), (settings.seed, settings.seed + 1), strict=True)
     }
@@ -378,9 +386,11 @@ def _open_run(run: Path, settings: TrainSettings, digest: str, fresh: bool, plac
     if fresh:
         values["fresh_realizations"] = True
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    # A setting that did not exist when the run began meant what its default means.
+    defaults = json.loads(json.dumps(asdict(TrainSettings())))
     try:
         if path.exists():
-            if path.read_text(encoding="utf-8") != text:
+            if _defaulted(path, defaults) != json.loads(text):
                 raise DataError(f"--out {run.name}: holds a run of other settings or data; choose another folder")
         elif place.is_first:
             make_folder(run)
@@ -397,6 +407,14 @@ def _open_run(run: Path, settings: TrainSettings, digest: str, fresh: bool, plac
         return torch.load(state, map_location=place.device, weights_only=True)
     except Exception:  # torch passes on whatever its reader meets in a damaged file
         raise DataError(f"{run.name}/state.pt: damaged; remove that file to begin this run anew") from None
+
+
+def _defaulted(path: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run; damaged ones are nobody's."""
+    try:
+        return defaults | json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return {}
 
 
 def _save_state(

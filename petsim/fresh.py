@@ -121,7 +121,9 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
     except KeyError as error:
         raise DataError(f"{subject}: its configuration has no {error}; make it again") from None
     if images and not paths.sources:
-        raise DataError(f"{folder.name}: was made from images, of which it knows no path; name them with --source")
+        raise DataError(
+            f"{folder.name}: was made from images, of which it knows no path; name them with petsim serve-cache --source"
+        )
     request = Request(
         str(folder), settings=SimulationSettings(**values), sources=paths.sources if images else (), save=save,
         read=ReadOptions(**kept, sidecar=paths.sidecar, ct=paths.ct, mu=paths.mu), memory_gb=memory_gb,

@@ -9,11 +9,11 @@ import torch
 from denoise_data import DRFS, SHAPE
 from torch.utils.data import DataLoader
 
-from data_recipes.errors import DataError
+from data_recipes.errors import DataError, UsageError
 from denoise import live as live_module
 from denoise.data import Patches, read_split
 from denoise.live import LiveLadder, check_live, with_live
-from denoise.loader import PairDataset, PatchDataset, batches
+from denoise.loader import PairDataset, PatchDataset, VolumeDataset, batches
 from denoise.train import TrainSettings, train
 from petsim.cache.live import DoseCache, Made
 from petsim.cache.store import read_index
@@ -212,6 +212,46 @@ def test_datasets_for_loops_of_ones_own(dataset, tmp_path):
     np.testing.assert_array_equal(measured, samples[3]["image"])
     with pytest.raises(IndexError):
         samples[6]
+
+
+def test_whole_volumes_for_loops_of_ones_own(dataset):
+    ladders = read_split(dataset, "train", "noise-free")
+    volumes = VolumeDataset(ladders, (4.0, 20.0))
+    assert len(volumes) == len(ladders) * 2 * 2
+    sample = volumes[3]
+    np.testing.assert_array_equal(sample["image"][0], ladders[0].image(2, 1))
+    np.testing.assert_array_equal(sample["label"][0], ladders[0].reference())
+    assert sample["drf"] == 20 and sample["noise_sd"] > 0
+    np.testing.assert_array_equal(PairDataset(volumes)[3][1], sample["image"])
+
+
+def test_doses_are_drawn_as_often_as_asked(dataset, tmp_path):
+    ladders = read_split(dataset, "train", "noise-free")
+    made = Patches(ladders, (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0, weights=(3.0, 1.0))
+    assert np.mean(made.batch(0, range(800)).drf == 4) == pytest.approx(0.75, abs=0.06)
+    cache, names = cache_of(dataset, tmp_path / "live")
+    for name in names:
+        cache.get_all(name, (4.0, 4.0 * np.sqrt(5.0), 20.0), 0)
+    fresh = Patches(ladders_of(dataset, tmp_path / "live"), (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0,
+                    weights=(3.0, 1.0)).batch(0, range(900))  # fmt: skip
+    shares = [np.mean(fresh.drf == d) for d in sorted(set(fresh.drf))]
+    np.testing.assert_allclose(shares, [1 / 2, 1 / 3, 1 / 6], atol=0.06)
+    for wrong in ((1.0,), (1.0, 0.0)):
+        with pytest.raises(UsageError, match="--drf-weights"):
+            Patches(ladders, (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0, weights=wrong)
+
+
+def test_patches_are_turned_by_quarters_with_their_targets(dataset):
+    """Away from the flips, every sample is the unturned one turned: and all four turns occur."""
+    ladders = read_split(dataset, "train", "noise-free")
+    plain = patches(ladders).batch(0, range(40))
+    turned = Patches(ladders, (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0, rotate=True).batch(0, range(40))
+    seen = set()
+    for a, b, c, d in zip(plain.low, turned.low, plain.target, turned.target, strict=True):
+        quarters = [k for k in range(4) if np.array_equal(np.rot90(a, k, (1, 2)), b)]
+        assert quarters and np.array_equal(np.rot90(c, quarters[0], (1, 2)), d)
+        seen.add(quarters[0])
+    assert seen == {0, 1, 2, 3}
 
 
 def test_noise_is_not_measured_where_no_one_needs_it(dataset, tmp_path):
