@@ -134,7 +134,7 @@ def on_dask(pieces: Mapping[str, Piece], work: Work[Piece, Result], address: str
     except ModuleNotFoundError:
         raise DataError("--dask: dask is not installed; run pip install 'petsim[cluster]'") from None
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError):
         raise DataError(f"--dask {address}: no dask scheduler answers there; start one, or give its address") from None
     with client:

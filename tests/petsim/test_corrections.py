@@ -122,12 +122,12 @@ def test_the_fallback_of_a_first_pass_allows_for_scatter_in_its_image(modeled):
     true = oracle(plan, model, 1)
     start = Reconstructor(plan, model.operator, replace(estimator.start(true), rates=model.rates[:1]))
     fewer = replace(start.corrections.rates[0], **{
-        name: getattr(model.rates[0], name) / 1e4 for name in ("counts_per_unit", "seconds")
+        name: getattr(model.rates[0], name) / 1e6 for name in ("counts_per_unit", "seconds")
     })  # fmt: skip
     start = start.believing(replace(start.corrections, rates=(fewer,)))
 
     def data(views):
-        return [model.expected(views)[None] / 1e4]
+        return [model.expected(views)[None] / 1e6]
 
     images = start.run(data, range(plan.preset.subsets))
     found = estimator.refreshed(start, images, data)

@@ -1,5 +1,6 @@
 """The live cache: each volume is made once, under its own key, within the budget, whatever is killed."""
 
+import errno
 import json
 import os
 import pickle
@@ -192,6 +193,51 @@ def test_two_that_ask_for_the_same_get_it_from_one_simulation(tmp_path):
     for thread in threads:
         thread.join()
     assert len(got) == 4 and make.calls.count(("a", 4.0, 0)) == 1
+
+
+ASKS = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from petsim.cache.live import DoseCache
+from test_live_cache import RECIPES, Simulator
+
+class Slow(Simulator):
+    def __call__(self, *asked):
+        os.write(1, b"made ")
+        return super().__call__(*asked)
+
+cache = DoseCache(Path(sys.argv[1]), 1e9, RECIPES, Slow(wait_s=0.5))
+os.write(1, b"ready ")
+sys.stdin.readline()
+assert cache.get("a", 4.0, 0).counts == {"prompts": 0}
+"""
+
+
+def test_two_processes_that_ask_for_the_same_make_it_once(tmp_path):
+    command = [sys.executable, "-c", ASKS, str(tmp_path / "cache"), str(Path(__file__).parent)]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert process.stdout.read(6) == "ready "
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert sorted(process.communicate()[0] for process in both) == ["", "made "]
+    assert [process.returncode for process in both] == [0, 0]
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
+    cache = DoseCache(tmp_path, 1e9, RECIPES, Simulator())
+    with monkeypatch.context() as full:
+
+        def fails(*args, **kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(h5py.Group, "create_dataset", fails)
+        with pytest.raises(DataError, match="the disk is full; free some space"):
+            cache.get("a", 4.0, 0)
+    assert not [p for p in tmp_path.rglob("*") if "drf" in p.name]
+    assert cache.get("a", 4.0, 0) is not None
 
 
 def test_a_forked_child_does_not_keep_the_locks(tmp_path):
