@@ -194,6 +194,8 @@ def _train(command: Train) -> dict[str, Any]:
     data, live = Path(command.data), None if command.live is None else Path(command.live)
     if command.workers < 0:
         raise UsageError(f"--workers: must be 0 or more, got {command.workers}")
+    if not command.cache_gb > 0:
+        raise UsageError(f"--cache-gb: must be positive, got {command.cache_gb:g}")
     if command.on_the_fly and live is not None:
         raise UsageError("--on-the-fly: fills a cache of its own; leave it out where --live names one")
     if live is not None:
@@ -213,8 +215,11 @@ def _train(command: Train) -> dict[str, Any]:
         try:
             result = train(data, Path(command.out), settings, command.device, progress, live, command.workers)
         finally:
+            ended = producer is not None and not producer.is_alive()
             if producer is not None:
                 producer.terminate()
+    if ended:
+        print("warning: the cache was no longer filled at the end, see above; log.csv has the part of fresh samples")
     for name, one in result.items() if each else [(command.method, result)]:
         print(f"{name}: {one['steps']} steps, validation error {one['validation_error']:.4g}")
     return result

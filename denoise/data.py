@@ -278,7 +278,7 @@ class Patches:
         self._condition: Condition = condition
         self._target: Target = target
         self._seed = seed
-        if weights and (len(weights) != len(drfs) or not all(w > 0 for w in weights)):
+        if weights and (len(weights) != len(drfs) or not all(0 < w < np.inf for w in weights)):
             raise UsageError(f"--drf-weights: give a positive number for each of the {len(drfs)} doses")
         for ladder in ladders:
             if rotate and not np.isclose(ladder.spacing_mm[0], ladder.spacing_mm[1], rtol=0.01):

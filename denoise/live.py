@@ -131,17 +131,19 @@ class LiveLadder(Ladder):
         """As of a `Ladder`, from the cache where that holds something fitting."""
         # One number of the caller's, however many are tried here.
         own = np.random.default_rng(rng.integers(2**63))
-        there = self.live.realizations()
-        wanted = {n: self._fitting(doses, drfs) for n, doses in there.items() if target == "noise-free" or 1.0 in doses}
+        drf = drfs[drawn_dose(own, drfs, drfs, weights)]
+        there = {n: doses for n, doses in self.live.realizations().items() if target == "noise-free" or 1.0 in doses}
+        # A cache may hold the dose, or such between the trained ones as no dataset has.
+        wanted = {n: {drf: doses[drf]} for n, doses in there.items() if drf in doses}
+        wanted = wanted or {n: self._between(doses, drfs) for n, doses in there.items()}
         numbers = [n for n, doses in wanted.items() if doses]
         for _ in range(TRIES):
             if len(numbers) < (2 if target == "independent" else 1):
                 break
             place = int(own.integers(len(numbers)))
             doses = wanted[numbers[place]]
-            drf = list(doses)[drawn_dose(own, list(doses), drfs, weights)]
-            path = doses[drf]
-            low = self.live.open(path, drf)
+            at = list(doses)[drawn_dose(own, list(doses), drfs, weights)]
+            low = self.live.open(doses[at], at)
             if low is None:
                 continue
             if target == "noise-free":
@@ -151,13 +153,11 @@ class LiveLadder(Ladder):
             full = self.live.open(there[numbers[place]][1.0], 1.0)
             if full is not None:
                 return low, (full.images, full.index)
-        return super().draw(own, drfs, target, weights)
+        return super().draw(own, (drf,), target)
 
-    def _fitting(self, doses: dict[float, Path], drfs: Sequence[float]) -> dict[float, Path]:
-        """Doses to train on: those asked for, and such between them as no dataset has."""
-        return {
-            drf: path for drf, path in doses.items() if drf in drfs or (min(drfs) < drf < max(drfs) and drf not in self.drfs)
-        }
+    def _between(self, doses: dict[float, Path], drfs: Sequence[float]) -> dict[float, Path]:
+        """Doses within the trained range that are none of the dataset's."""
+        return {drf: path for drf, path in doses.items() if min(drfs) < drf < max(drfs) and drf not in self.drfs}
 
 
 def check_live(root: Path, configuration_sha256: str) -> None:

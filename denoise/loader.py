@@ -46,8 +46,8 @@ def batches(patches: Patches, places: Sequence[int], steps: Sequence[int], worke
 class PatchDataset(Dataset[dict[str, torch.Tensor]]):
     """Samples for a `torch.utils.data.DataLoader`, as dictionaries with the keys that MONAI's transforms expect.
 
-    A sample is a function of (seed, number) alone, whatever loads it. May be handed to worker processes, which open files
-    of their own.
+    A sample is a function of (seed, number) alone, whatever loads it, but for ladders that draw from a cache. May be handed
+    to worker processes, which open files of their own.
 
     Parameters
     ----------

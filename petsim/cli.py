@@ -78,7 +78,7 @@ class MakeDataset:
     """Amplitude of breathing that blurs the data along the axis."""
     vary: bool = False
     """Draw duration, activity, iterations, subsets, filter, voxels, point spread function, mu-map mismatch, drift and
-    breathing for every subject; what was drawn is stored."""
+    breathing for every subject, as far as they have their defaults; what was drawn is stored."""
     duration_s: float | None = None
     """Scan duration. Default: the source's, else the scanner's protocol."""
     activity_mbq: float | None = None

@@ -5,7 +5,7 @@ import functools
 import platform
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +211,15 @@ def make_dataset(
     digest = sha256_of(configuration(request))
     jobs = jobs_of(request)[shard[0] - 1 :: shard[1]]
     _open_folder(out, digest, overwrite)
+    if dask is not None:
+        # Workers have other working directories.
+        request, jobs = _with_absolute_paths(request), [replace(job, path=_absolute(job.path)) for job in jobs]
     pieces, work = {job.name: job for job in jobs}, functools.partial(_make, request, digest)
     if dask is not None:
         done = list(on_dask(pieces, work, dask, report).values())
+        missing = [one["name"] for one in done if not (out / f"{one['name']}.h5").exists()]
+        if missing:
+            raise DataError(f"--dask {dask}: the file of {missing[0]} is not here; its workers must see the same folders")
     elif workers == 1:
         done = [work(job, report) for job in jobs]
     else:
@@ -244,6 +250,22 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
         if not same:
             path.unlink()
             (out / INDEX).unlink(missing_ok=True)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _with_absolute_paths(request: Request) -> Request:
+    names = ("sidecar", "ct", "mu")
+    settings = request.settings
+    if settings.scanner.endswith(".toml"):
+        settings = replace(settings, scanner=str(Path(settings.scanner).absolute()))
+    return replace(
+        request, out=str(Path(request.out).absolute()), settings=settings,
+        sources=tuple(str(Path(p).absolute()) for p in request.sources),
+        read=replace(request.read, **{name: _absolute(getattr(request.read, name)) for name in names}),
+    )  # fmt: skip
 
 
 def _make(request: Request, digest: str, job: Job, report: Report) -> dict[str, Any]:

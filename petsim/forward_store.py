@@ -1,5 +1,6 @@
 """What a new realization of a subject starts from, kept on disk: line integrals, singles and scatter."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def write_forward(
                 integrals = f.create_dataset("line_integrals", model.layout.shape, np.float32)
             for view, values in zip(views.tolist(), model.line_integrals(views), strict=True):
                 integrals[view] = values
+        for dataset in _datasets(f).values():
+            dataset.attrs["sha256"] = _sha256(dataset)
 
 
 def read_forward(path: Path, key: str, scanner: Scanner) -> Forward | None:
@@ -98,6 +101,30 @@ def read_forward(path: Path, key: str, scanner: Scanner) -> Forward | None:
     except (OSError, KeyError, ValueError, TypeError, DataError):
         return None
     return Forward(Photons(singles, scatter), values["scale"], integrals)
+
+
+def forward_problem(path: Path) -> str | None:
+    """What is wrong with a file of `write_forward`; None for nothing."""
+    try:
+        with h5py.File(path, "r") as f:
+            changed = [name for name, dataset in _datasets(f).items() if dataset.attrs.get("sha256") != _sha256(dataset)]
+    except (OSError, KeyError):
+        return "cannot be read"
+    return f"/{changed[0]} differs from its hash" if changed else None
+
+
+def _datasets(f: h5py.File) -> dict[str, h5py.Dataset]:
+    found: dict[str, h5py.Dataset] = {}
+    f.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _sha256(dataset: h5py.Dataset) -> str:
+    """Hash of all values, a slice of the first axis at a time."""
+    digest = hashlib.sha256()
+    for part in dataset:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def _mapped(path: Path, dataset: Any) -> np.ndarray:

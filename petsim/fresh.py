@@ -14,7 +14,7 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
-from petsim.cache.live import Made
+from petsim.cache.live import SCHEMA, Made, locked
 from petsim.cache.store import SubjectFile, canonical_json, read_index, sha256_of
 from petsim.counts import storage
 from petsim.dataset import Job, ReadOptions, Request, configuration, load_subject, settings_for
@@ -116,6 +116,8 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
     try:
         values = {f.name: known[f.name] for f in dataclasses.fields(SimulationSettings) if f.name in known}
         values |= {"drf": tuple(known["drf"]), "scanner": paths.scanner or known["scanner"]}
+        if "projector" in known:
+            values["backend"] = "parallelproj"
         kept = {f.name: known["read"][f.name] for f in dataclasses.fields(ReadOptions) if f.name in known["read"]}
         images, save = known["source"] == "image", tuple(known["save"])
     except KeyError as error:
@@ -195,8 +197,11 @@ class Simulator:
         settings = replace(ready.settings, drf=drfs)
         ladder = settings.ladder()
         if ready.latest is None or ready.latest[0] != ladder:
+            check_memory(ready.plan, settings, self._memory_bytes, 1 - SUBJECTS_SHARE)
             model = at_doses(ready.model, ready.plan, settings, ready.photons, ready.scale)
-            store = storage(ready.plan, settings, False, ready.level, self._memory_bytes * (1 - SUBJECTS_SHARE))
+            # Line integrals are on disk: expected counts are not to be held as well.
+            one = replace(settings, realizations=1)
+            store = storage(ready.plan, one, False, ready.level, self._memory_bytes * (1 - SUBJECTS_SHARE))
             ready.latest = ladder, Realizations(ready.plan, settings, model, store)
         draws = ready.latest[1]
         made = draws.make(realization)
@@ -222,11 +227,11 @@ class Simulator:
             raise DataError(f"{subject}: its source is not what it was when the dataset was made; make the dataset again")
         loaded, settings = settings_for(loaded, origin.request)
         plan = plan_subject(loaded, settings)
-        check_memory(plan, settings, self._memory_bytes * (1 - SUBJECTS_SHARE))
-        path, key = self._folder / f"{subject}.h5", sha256_of(["forward", subject, origin.recipe()])
-        forward = read_forward(path, key, plan.scanner)
-        if forward is None:
-            forward = self._made(path, key, plan, settings)
+        path, key = self._folder / f"{subject}.h5", sha256_of(["forward", SCHEMA, subject, origin.recipe()])
+        with locked(self._folder / f"{subject}.lock", wait=True):
+            forward = read_forward(path, key, plan.scanner)
+            if forward is None or (forward.integrals is None and self._fits(path, plan)):
+                forward = self._made(path, key, plan, settings)
         model = build_model(plan, replace(settings, counts=None), forward.photons)
         model = at_doses(model, plan, settings, forward.photons, forward.scale)
         if forward.integrals is not None:
@@ -243,16 +248,22 @@ class Simulator:
         model = build_model(plan, settings, photons)
         scale = duration_scale(model, plan, settings, photons)
         path.unlink(missing_ok=True)
-        taken = sum(p.stat().st_size for p in self._folder.glob("*.h5"))
-        wanted = 4.0 * math.prod(plan.layout.shape)
-        fits = taken + wanted <= self._kept_bytes and wanted < shutil.disk_usage(self._folder).free
         views = np.arange(plan.layout.views)
-        groups = np.split(views, views[plan.views_at_once :: plan.views_at_once]) if fits else ()
+        groups = np.split(views, views[plan.views_at_once :: plan.views_at_once]) if self._fits(path, plan) else ()
         write_forward(path, key, photons, scale, model, groups)
         forward = read_forward(path, key, plan.scanner)
         if forward is None:
             raise DataError(f"{path.name}: was written and cannot be read; check the disk")
         return forward
+
+    def _fits(self, path: Path, plan: Plan) -> bool:
+        """Whether the line integrals of a subject may be kept, after those of subjects of no one went."""
+        for other in self._folder.glob("*.h5"):
+            if other.stem not in self._subjects:
+                other.unlink(missing_ok=True)
+        taken = sum(p.stat().st_size for p in self._folder.glob("*.h5") if p != path)
+        wanted = 4.0 * math.prod(plan.layout.shape)
+        return taken + wanted <= self._kept_bytes and wanted < shutil.disk_usage(self._folder).free
 
 
 def _counts(prompts: int, expected: np.ndarray) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_recipes.errors import UsageError
 from petsim.cache.live import DoseCache, holdings
+from petsim.philox import stream_key
 from petsim.settings import check_drfs
 
 STATE = "producer.json"
@@ -37,7 +38,9 @@ class Doses:
 
     def __post_init__(self) -> None:
         check_drfs(self.drfs)
-        if not self.drfs and not (1 <= self.low < self.high < math.inf and self.draws > 0):
+        if not self.drfs and self.draws < 1:
+            raise UsageError(f"--draws: must be at least 1, got {self.draws}")
+        if not self.drfs and not (1 <= self.low < self.high < math.inf):
             raise UsageError(
                 f"--drf-range: {self.low:g} {self.high:g} is no range of dose reduction factors; give two of at least 1, "
                 "the lower one first"
@@ -47,7 +50,7 @@ class Doses:
         """1 and the doses of a realization, ascending; a function of the arguments."""
         if self.drfs:
             return tuple(sorted({1.0, *self.drfs}))
-        rng = np.random.default_rng([seed, number, *subject.encode()])
+        rng = np.random.Generator(np.random.Philox(key=stream_key(seed, subject, number, "doses")))
         # Even on each of `draws` equal parts of the range, so that every realization covers it.
         parts = (np.arange(self.draws) + rng.random(self.draws)) / self.draws
         drawn = self.low * (self.high / self.low) ** parts

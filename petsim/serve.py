@@ -94,8 +94,7 @@ def serve(
     ------
     DataError, UsageError
     """
-    if options.budget_gb <= 0 or options.memory_gb <= 0:
-        raise UsageError("--budget-gb and --memory-gb: must be positive")
+    _check(options)
     from petsim.cache.live import DoseCache
     from petsim.cache.store import read_index
     from petsim.fresh import FIRST, Simulator
@@ -122,6 +121,13 @@ def serve(
     return produce(cache, names, doses, settings.seed, FIRST, go_on, told)
 
 
+def _check(options: ServeOptions) -> None:
+    if not (options.budget_gb > 0 and options.memory_gb > 0):
+        raise UsageError("disk space and memory of the cache must be positive")
+    if options.drf and options.drf_range is not None:
+        raise UsageError("--drf and --drf-range: give one of them")
+
+
 def _origins(options: ServeOptions) -> dict[str, Any]:
     from petsim.fresh import Paths, origins
 
@@ -142,9 +148,10 @@ def start(options: ServeOptions) -> BaseProcess:
 
     Raises
     ------
-    DataError
+    DataError, UsageError
         What can be seen beforehand to go wrong there.
     """
+    _check(options)
     _origins(options)
     process = multiprocessing.get_context("spawn").Process(target=_serve_child, args=(options, os.getpid()), daemon=True)
     process.start()

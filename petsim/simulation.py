@@ -149,8 +149,16 @@ def _count_rows(
     return rows
 
 
-def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> None:
+def check_memory(plan: Plan, settings: SimulationSettings, budget: float, share: float = 1.0) -> None:
     """Refuse a simulation that does not even fit when it is streamed.
+
+    Parameters
+    ----------
+    plan, settings
+    budget : float
+        Bytes that may be used.
+    share : float
+        Part of them that this simulation may take; where that is not all, no other preset is proposed.
 
     Raises
     ------
@@ -159,11 +167,13 @@ def check_memory(plan: Plan, settings: SimulationSettings, budget: float) -> Non
     """
     doses = len(settings.ladder())
     images = doses + (not plan.subject.is_noisy)
-    least = plan.bytes_needed(images, doses, settings.live_fractions)
+    least = plan.bytes_needed(images, doses, settings.live_fractions) / share
     if least <= budget:
         return
     others = {
-        p: plan_subject(plan.subject, replace(settings, preset=p), plan.scanner) for p in PRESETS if p != settings.preset
+        p: plan_subject(plan.subject, replace(settings, preset=p), plan.scanner)
+        for p in PRESETS
+        if p != settings.preset and share == 1
     }
     fitting = [
         f"--preset {name}"

@@ -1,7 +1,7 @@
 """`--vary`: every subject scanned and reconstructed in its own way, since one recipe and one noise level do not transfer.
 
 Ranges are assumptions, wide enough for what sites differ by in protocols and reconstructions; they and what was drawn are
-stored with the subject. A value that the settings name is left alone.
+stored with the subject. A value other than the default is left alone.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Ranges:
     ----------
     duration, activity : tuple of float
         Factors on scan duration and injected activity, even on a logarithmic scale. The activity of a measured image is what
-        it is.
+        it is, and the duration where that is the full dose.
     iterations, subsets : tuple of int
         One of these.
     filter_mm : tuple of float
@@ -52,6 +52,8 @@ class Ranges:
 
 RANGES = Ranges()
 
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(SimulationSettings)}
+
 
 def draw(subject: Subject, settings: SimulationSettings, duration_s: float) -> tuple[Subject, SimulationSettings]:
     """A subject's own injection and settings: a function of the settings' seed and the subject's name.
@@ -72,21 +74,26 @@ def draw(subject: Subject, settings: SimulationSettings, duration_s: float) -> t
     def logarithmic(low: float, high: float) -> float:
         return float(low * (high / low) ** rng.random())
 
+    def own_or(name: str, drawn: float) -> float:
+        value = getattr(settings, name)
+        return drawn if value == _DEFAULTS[name] else value
+
     duration, activity = logarithmic(*r.duration), logarithmic(*r.activity)
     iterations, subsets = int(rng.choice(r.iterations)), int(rng.choice(r.subsets))
     filter_mm, voxel_mm, no_psf = even(*r.filter_mm), known.voxel_mm * even(*r.voxel), rng.random() < r.no_psf
     mu_shift, drift, respiratory_mm = even(*r.mu_shift), even(*r.drift), even(*r.respiratory_mm)
     own = replace(
         settings,
-        duration_s=round(duration_s * duration, 1),
+        # Noise below a measured full dose is that of its own scan.
+        duration_s=duration_s if settings.full_dose == "source" else settings.duration_s or round(duration_s * duration, 1),
         iterations=settings.iterations or iterations,
         subsets=settings.subsets or subsets,
         filter_mm=round(filter_mm, 2) if settings.filter_mm is None else settings.filter_mm,
         voxel_mm=settings.voxel_mm or round(voxel_mm, 2),
         psf=settings.psf and not no_psf,
-        mu_shift=round(mu_shift, 3),
-        drift=round(drift, 4),
-        respiratory_mm=0.0 if subject.is_noisy else round(respiratory_mm, 1),
+        mu_shift=own_or("mu_shift", round(mu_shift, 3)),
+        drift=own_or("drift", round(drift, 4)),
+        respiratory_mm=0.0 if subject.is_noisy else own_or("respiratory_mm", round(respiratory_mm, 1)),
     )
     return (subject if subject.is_noisy else injected(subject, round(activity, 3))), own
 

@@ -1,5 +1,6 @@
 """Is a dataset what it says it is?"""
 
+import fcntl
 import hashlib
 import math
 import os
@@ -7,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from data_recipes.errors import DataError
 from petsim.cache.live import listed, volume_problem
+from petsim.cache.schema import VERSION
 from petsim.cache.store import (
     INDEX,
     SubjectFile,
@@ -21,6 +24,7 @@ from petsim.cache.store import (
     subject_files,
     write_index,
 )
+from petsim.forward_store import forward_problem
 
 SIGMAS = 6.0
 """Counts further than this many standard deviations from their expectation are a problem."""
@@ -71,9 +75,13 @@ def _repair(folder: Path) -> list[str]:
         raise DataError(f"{folder.name}: holds no subject; this is not a dataset, or nothing of it is left")
     repairs = []
     for left in sorted(folder.glob("*.tmp")):
+        if _is_written(left):
+            continue
         left.unlink()
         repairs.append(f"{left.name}: removed, an interrupted run had left it")
     for path in subject_files(folder):
+        if not os.access(path, os.R_OK) or _version(path) not in (None, VERSION):
+            continue
         try:
             with SubjectFile(path) as f:
                 damage = _check_bytes(f)
@@ -92,8 +100,27 @@ def _repair(folder: Path) -> list[str]:
     return repairs
 
 
+def _is_written(path: Path) -> bool:
+    """Whether a process has a file open for writing: HDF5 locks it then."""
+    with path.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _version(path: Path) -> Any:
+    """Schema version of a file; None for one that cannot be read, or says none."""
+    try:
+        with h5py.File(path, "r") as f:
+            return f.attrs.get("schema_version")
+    except OSError:
+        return None
+
+
 def verify_cache(root: Path, repair: bool = False) -> dict[str, Any]:
-    """Check keys, hashes and finite values of all volumes of a live cache, which may be in use.
+    """Check keys, hashes and finite values of all volumes and forward models of a live cache, which may be in use.
 
     Parameters
     ----------
@@ -116,6 +143,17 @@ def verify_cache(root: Path, repair: bool = False) -> dict[str, Any]:
             problems.append(f"{folder.name}/{path.name}: {problem}")
             if repair:
                 path.unlink(missing_ok=True)
+    for path in sorted((root / "forward").glob("*.h5")):
+        problem = forward_problem(path)
+        if problem is not None:
+            problems.append(f"forward/{path.name}: {problem}")
+            if repair:
+                path.unlink(missing_ok=True)
+    for left in sorted((root / "forward").glob("*.tmp")):
+        if not _is_written(left):
+            problems.append(f"forward/{left.name}: left by an interrupted run")
+            if repair:
+                left.unlink(missing_ok=True)
     repairs = [f"{p}; removed" for p in problems] if repair else []
     return {"volumes": volumes, "problems": [] if repair else problems, "repairs": repairs}
 
@@ -239,7 +277,9 @@ def _check_level(drfs: list[float], table: dict[str, np.ndarray]) -> list[str]:
 
 def _check_corrections(f: SubjectFile) -> list[str]:
     """Corrections that are said to be estimated differ from the true ones in everything that was to be estimated."""
-    settings, recon = f.json("configuration"), f.json("provenance").get("reconstruction", {})
+    provenance = f.json("provenance")
+    settings = f.json("configuration") | provenance.get("vary", {}).get("drawn", {})
+    recon = provenance.get("reconstruction", {})
     if "estimated" not in (settings.get("corrections"), recon.get("corrections")):
         return []
     found = recon.get("by_realization", [])

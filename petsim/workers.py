@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -131,6 +131,7 @@ def on_dask(pieces: Mapping[str, Piece], work: Work[Piece, Result], address: str
     """
     try:
         from distributed import Client, KilledWorker, as_completed
+        from distributed.comm.core import CommClosedError
     except ModuleNotFoundError:
         raise DataError("--dask: dask is not installed; run pip install 'petsim[cluster]'") from None
     try:
@@ -149,6 +150,8 @@ def on_dask(pieces: Mapping[str, Piece], work: Work[Piece, Result], address: str
                 report(names[future], "done", 1.0)
         except KilledWorker:
             raise DataError(f"--dask {address}: workers died again and again, {_DIED}") from None
+        except (CancelledError, CommClosedError):
+            raise DataError(f"--dask {address}: the scheduler went away; run the same command again") from None
         finally:
             client.cancel([f for f in names if names[f] not in done])
     return {name: done[name] for name in pieces}

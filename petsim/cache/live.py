@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from petsim.cache.mapped import MappedImages
 from petsim.cache.schema import chunk_of, pack
 from petsim.cache.store import array_sha256, canonical_json, sha256_of, whole_or_nothing
 
-SCHEMA = 1
+SCHEMA = 2
 """Part of every key: raised whenever the code would make other volumes of the same recipe."""
 
 LOCKS = 256
 """Two realizations that share a lock are not made at the same time."""
+
+_NAME = re.compile(r"drf(?P<drf>[0-9.e+]+)_r(?P<realization>[0-9]+)\.h5")
 
 OVERHEAD_BYTES = 16_384
 """What a file takes besides its voxels, at most."""
@@ -148,14 +151,14 @@ class DoseCache:
             return [kept for kept in found if kept is not None]
         # One of a fixed set of locks: volumes come and go without number, and their locks would stay.
         lock = int(sha256_of([self._keys[subject], realization])[:8], 16) % LOCKS
-        with _locked(self.root / "locks" / f"{lock}", wait) as mine:
+        with locked(self.root / "locks" / f"{lock}", wait) as mine:
             if not mine:
                 return None
             found = [_open(path, key) for path, key in zip(paths, keys, strict=True)]
             missing = [k for k, kept in enumerate(found) if kept is None]
             made = self._simulate(subject, tuple(drfs[k] for k in missing), realization) if missing else ()
             for k, one in zip(missing, made, strict=True):
-                with _locked(self.root / "locks" / "write", wait=True):
+                with locked(self.root / "locks" / "write", wait=True):
                     paths[k].parent.mkdir(parents=True, exist_ok=True)
                     self._make_room(paths[k], paths, OVERHEAD_BYTES + 2 * _in_chunks(one.image.shape))
                     _write(paths[k], keys[k], one)
@@ -167,7 +170,7 @@ class DoseCache:
     def new_realization(self, subject: str) -> int:
         """A number that no process was ever given for this subject; 0 at first, also after volumes were evicted."""
         path = self.folder(subject) / "next"
-        with _locked(self.root / "locks" / "write", wait=True):
+        with locked(self.root / "locks" / "write", wait=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             number = _number(path)
             with whole_or_nothing(path) as temporary:
@@ -180,7 +183,7 @@ class DoseCache:
 
     def note(self, name: str, value: dict[str, Any]) -> None:
         """Leave a JSON value in a file of the cache's folder."""
-        with _locked(self.root / "locks" / "write", wait=True), whole_or_nothing(self.root / name) as temporary:
+        with locked(self.root / "locks" / "write", wait=True), whole_or_nothing(self.root / name) as temporary:
             temporary.write_text(json.dumps(value), encoding="utf-8")
 
     def _count(self, hit: bool) -> None:
@@ -246,8 +249,8 @@ def _volumes(root: Path) -> Iterator[tuple[Path, int, int]]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold a lock; gives False where another process has it and waiting is not wanted."""
+def locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock that a file stands for; gives False where another process has it and waiting is not wanted."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -261,9 +264,10 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-        # A child that was forked meanwhile has the handle too: closing it here would not be enough.
-        fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
+        # A child that was forked meanwhile has the handle too: closing it here would not be enough.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
@@ -291,8 +295,9 @@ def listed(folder: Path) -> list[tuple[int, float, Path]]:
     """Realization, DRF and path of the volumes in a subject's folder, sorted."""
     found = []
     for path in folder.glob("drf*_r*.h5"):
-        drf, _, realization = path.stem.removeprefix("drf").partition("_r")
-        found.append((int(realization), float(drf), path))
+        name = _NAME.fullmatch(path.name)
+        if name is not None:
+            found.append((int(name["realization"]), float(name["drf"]), path))
     return sorted(found)
 
 
@@ -340,7 +345,9 @@ def _open(path: Path, key: str | None, factor: float = 1.0) -> Kept | None:
                 return None
             counts, made_s = json.loads(str(f.attrs["counts"])), float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
         image = MappedImages(path, "recon", factor).pinned()
-        os.utime(path)
+        # A cache that others fill may be read-only.
+        with contextlib.suppress(OSError):
+            os.utime(path)
     except (OSError, KeyError, DataError):
         return None
     return Kept(image, counts, made_s)

@@ -14,8 +14,9 @@ PHASES = 512
 def displacement_kernel(amplitude_mm: float, spacing_mm: float) -> np.ndarray:
     """How long an organ spends where, on the voxels of an axis.
 
-    Displacement from the end of expiration is A (1 - cos^6(t)) with the phase t even in (0, pi) (Lujan et al., Med Phys 26,
-    1999, 715-720), from which its mean is subtracted: the mean position stays. Shared linearly by the two nearest voxels.
+    Displacement towards the feet from the end of expiration is A cos^6(t) with the phase t even in (0, pi) (Lujan et al.,
+    Med Phys 26, 1999, 715-720), from which its mean is subtracted: the mean position stays. Shared linearly by the two
+    nearest voxels.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class TailSums:
         (sum s (y - r) / (s + r)  +  m / (d m)^2)  /  (sum s^2 / (s + r)  +  1 / (d m)^2),
 
     the mean of the posterior of a Gaussian (Gelman et al, Bayesian Data Analysis, section 2.5), so that a dose ladder
-    passes from the fit to m without a step.
+    passes gradually from the fit to m.
     """
 
     numerator: float = 0.0

@@ -99,6 +99,28 @@ def test_doses_between_those_of_the_dataset_are_trained_on_too(dataset, tmp_path
     assert not single.fresh.any()
 
 
+def test_a_dose_that_the_cache_lacks_is_taken_from_the_dataset(dataset, tmp_path):
+    """So that what is served does not change how often a dose is trained on."""
+    cache, names = cache_of(dataset, tmp_path / "live")
+    for name in names:
+        cache.get_all(name, (1.0, 20.0), 0)
+    batch = patches(ladders_of(dataset, tmp_path / "live")).batch(0, range(400))
+    assert np.mean(batch.drf == 4) == pytest.approx(0.5, abs=0.1)
+    np.testing.assert_array_equal(batch.fresh, batch.drf == 20)
+
+
+def test_a_cache_that_can_only_be_read_is_read(dataset, tmp_path, monkeypatch):
+    cache, names = cache_of(dataset, tmp_path / "live")
+    for name in names:
+        cache.get_all(name, (4.0,), 0)
+
+    def refused(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("petsim.cache.live.os.utime", refused)
+    assert patches(ladders_of(dataset, tmp_path / "live"), drfs=(4.0,)).batch(0, range(4)).fresh.all()
+
+
 def test_targets_come_from_the_counts_they_should(dataset, tmp_path):
     cache, names = cache_of(dataset, tmp_path / "live")
     for name in names:
@@ -123,7 +145,7 @@ def test_evicted_volumes_are_let_go_and_a_removed_cache_is_survived(dataset, tmp
     for name in names:
         cache.get_all(name, (4.0,), 0)
     ladders = ladders_of(dataset, tmp_path / "live")
-    made = patches(ladders)
+    made = patches(ladders, drfs=(4.0,))
     assert made.batch(0, range(20)).fresh.all()
     for name in names:
         cache.path(name, 4.0, 0).unlink()
@@ -164,10 +186,12 @@ def test_live_ladders_open_their_own_files_elsewhere(dataset, tmp_path):
     for name in names:
         cache.get_all(name, (4.0,), 0)
     ladders = ladders_of(dataset, tmp_path / "live")
-    assert patches(ladders).batch(0, range(4)).fresh.all()
+    assert patches(ladders, drfs=(4.0,)).batch(0, range(4)).fresh.all()
     sent = pickle.loads(pickle.dumps(ladders))
     assert all(isinstance(x, LiveLadder) and not x.live._open for x in sent)
-    np.testing.assert_array_equal(patches(sent).batch(0, range(4)).low, patches(ladders).batch(0, range(4)).low)
+    np.testing.assert_array_equal(
+        patches(sent, drfs=(4.0,)).batch(0, range(4)).low, patches(ladders, drfs=(4.0,)).batch(0, range(4)).low
+    )
 
 
 def test_a_run_says_how_much_of_it_was_fresh(dataset, tmp_path):
@@ -231,11 +255,14 @@ def test_doses_are_drawn_as_often_as_asked(dataset, tmp_path):
     assert np.mean(made.batch(0, range(800)).drf == 4) == pytest.approx(0.75, abs=0.06)
     cache, names = cache_of(dataset, tmp_path / "live")
     for name in names:
-        cache.get_all(name, (4.0, 4.0 * np.sqrt(5.0), 20.0), 0)
+        cache.get_all(name, (5.0, 4.0 * np.sqrt(5.0), 16.0), 0)
     fresh = Patches(ladders_of(dataset, tmp_path / "live"), (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0,
                     weights=(3.0, 1.0)).batch(0, range(900))  # fmt: skip
-    shares = [np.mean(fresh.drf == d) for d in sorted(set(fresh.drf))]
-    np.testing.assert_allclose(shares, [1 / 2, 1 / 3, 1 / 6], atol=0.06)
+    assert fresh.fresh.all()
+    shares = np.array([np.mean(fresh.drf == d) for d in sorted(set(fresh.drf))])
+    # Linear on the logarithm from 3 at DRF 4 to 1 at DRF 20.
+    wanted = 3 - 2 * np.log(np.array([5.0, 4.0 * np.sqrt(5.0), 16.0]) / 4) / np.log(5)
+    np.testing.assert_allclose(shares, wanted / wanted.sum(), atol=0.06)
     for wrong in ((1.0,), (1.0, 0.0)):
         with pytest.raises(UsageError, match="--drf-weights"):
             Patches(ladders, (4.0, 20.0), (8, 8, 8), 1, "noise", "noise-free", 0, weights=wrong)

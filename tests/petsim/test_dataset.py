@@ -326,6 +326,18 @@ def test_a_damaged_dataset_is_repaired_and_completed(reference, tmp_path):
     assert verify(folder, repair=True) == verify(folder) | {"repairs": []}
 
 
+def test_repair_leaves_alone_what_is_not_damaged(reference, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(reference, folder)
+    newer = min(folder.glob("*.h5"))
+    with h5py.File(newer, "r+") as f:
+        f.attrs["schema_version"] = 2
+    with h5py.File(folder / "phantom-0009.h5.tmp", "w"):
+        with pytest.raises(DataError, match="schema version is 2"):
+            verify(folder, repair=True)
+        assert newer.exists() and (folder / "phantom-0009.h5.tmp").exists()
+
+
 def test_nothing_to_repair_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="holds no subject"):
         verify(tmp_path, repair=True)

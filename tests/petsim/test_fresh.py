@@ -1,7 +1,10 @@
 """Fresh realizations: those of the dataset where the number is one of its own, and others where it is not."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -192,6 +195,64 @@ def test_serving_fills_a_cache_that_says_what_it_holds(dataset, tmp_path):
     assert fresh.sum() == pytest.approx(image.sum(), rel=0.2) and not np.allclose(fresh, image, rtol=0.01)
 
 
+TWO = """
+import sys
+from pathlib import Path
+from tests import kill_driver
+kill_driver.coarse_patients()
+from petsim.fresh import Paths, Simulator, origins
+subjects = origins(Path(sys.argv[1]), Paths(scanner=kill_driver.SCANNER))
+simulate = Simulator(subjects, Path(sys.argv[2]), 1e9, 4e9)
+sys.stdin.readline()
+simulate(next(iter(subjects)), (4.0,), int(sys.argv[3]))
+"""
+
+
+def test_two_producers_may_find_a_forward_model_at_once(dataset, tmp_path):
+    root = kill_driver.Path(kill_driver.__file__).parents[1]
+    both = [
+        subprocess.Popen([sys.executable, "-c", TWO, str(dataset), str(tmp_path / "forward"), str(k)], text=True, cwd=root,
+                         stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for k in range(2)
+    ]  # fmt: skip
+    ended = [process.communicate("\n")[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    assert [p.suffix for p in sorted((tmp_path / "forward").iterdir())] == [".h5", ".lock"]
+
+
+def test_line_integrals_of_subjects_of_no_one_make_room(dataset, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "phantom-7777.h5").write_bytes(b"0" * 10_000_000)
+    name = train_subject(dataset)
+    simulator(dataset, tmp_path / "a", 9e6)(name, (4.0,), 0)
+    with h5py.File(tmp_path / "a" / f"{name}.h5") as f:
+        assert "line_integrals" in f
+    # Made without them at first, and with them as soon as there is room.
+    simulator(dataset, tmp_path / "b", 0)(name, (4.0,), 0)
+    simulator(dataset, tmp_path / "b", 1e9)(name, (4.0,), 0)
+    with h5py.File(tmp_path / "b" / f"{name}.h5") as f:
+        assert "line_integrals" in f
+
+
+def test_memory_that_does_not_do_is_one_clear_line_whose_advice_does(dataset, tmp_path):
+    name = train_subject(dataset)
+    with pytest.raises(DataError, match="--memory-gb") as refused:
+        simulator(dataset, tmp_path / "a", memory_bytes=1e8)(name, (4.0,), 0)
+    wanted = float(re.search(r"--memory-gb ([0-9.]+)", str(refused.value))[1])
+    assert "--preset" not in str(refused.value)
+    assert simulator(dataset, tmp_path / "a", memory_bytes=1e9 * wanted)(name, (4.0,), 0)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"budget_gb": 0.0}, "must be positive"), ({"drf": (4.0,), "drf_range": (2.0, 8.0)}, "give one of them"),
+    ({"drf_range": (2.0, 8.0), "draws": 0}, "--draws"),
+])  # fmt: skip
+def test_options_of_serving_that_cannot_be_are_refused(dataset, tmp_path, changes, words):
+    options = replace(ServeOptions(str(dataset), str(tmp_path / "live"), scanner=kill_driver.SCANNER), **changes)
+    with pytest.raises(UsageError, match=words):
+        serve(options, lambda: False)
+
+
 def test_a_cache_is_checked_mended_and_reported(dataset, tmp_path, capsys, monkeypatch):
     root = tmp_path / "live"
     serve(ServeOptions(str(dataset), str(root), scanner=kill_driver.SCANNER), lambda: read_note(root, STATE) is None)
@@ -202,15 +263,25 @@ def test_a_cache_is_checked_mended_and_reported(dataset, tmp_path, capsys, monke
     with h5py.File(paths[0], "r+") as f:
         f["recon"][0, 0, 0] = 7
     paths[1].write_bytes(b"damaged")
+    with h5py.File(next((root / "forward").glob("*.h5")), "r+") as f:
+        f["line_integrals"][0, 0, 0, 0] = 7
+    (root / "forward" / "left.h5.tmp").write_bytes(b"left")
     shutil.copy(paths[2], paths[2].with_name("drf20_r7.h5"))
     with pytest.raises(SystemExit):
         main()
     out = capsys.readouterr().out
-    for words in ("differs from its hash", "cannot be read", "holds another volume", "4 volumes, 3 problems"):
+    for words in (
+        "differs from its hash",
+        "cannot be read",
+        "holds another volume",
+        "/line_integrals differs",
+        "left by",
+        "4 volumes, 5 problems",
+    ):
         assert words in out
     monkeypatch.setattr("sys.argv", ["petsim", "verify", str(root), "--repair"])
     main()
-    assert capsys.readouterr().out.count("repaired: ") == 3
+    assert capsys.readouterr().out.count("repaired: ") == 5
     assert [p for _, _, p in listed(paths[2].parent)] == [paths[2]]
     monkeypatch.setattr("sys.argv", ["petsim", "report", str(root)])
     main()

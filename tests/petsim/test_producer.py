@@ -51,5 +51,5 @@ def test_drawn_doses_cover_the_range_evenly():
                                  {"low": 2.0, "high": float("inf"), "draws": 1},
                                  {"low": 2.0, "high": 4.0, "draws": 0}, {"drfs": (0.5,)}])  # fmt: skip
 def test_doses_that_are_none_are_refused(bad):
-    with pytest.raises(UsageError, match="--drf"):
+    with pytest.raises(UsageError, match="--dr"):
         Doses(**bad)

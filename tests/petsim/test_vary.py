@@ -80,10 +80,15 @@ def test_suv_do_not_change_with_the_injection(patient):
 def test_what_is_given_is_not_drawn_and_a_measured_image_stays_what_it_is(patient):
     settings = SimulationSettings(vary=True, iterations=9, subsets=3, filter_mm=0.0, voxel_mm=5.0, psf=False)
     _, own = draw(patient, settings, 100.0)
+    named = replace(settings, duration_s=300.0, drift=0.0, mu_shift=0.5, respiratory_mm=10.0)
+    _, kept = draw(patient, named, 300.0)
+    assert (kept.duration_s, kept.drift, kept.mu_shift, kept.respiratory_mm) == (300.0, 0.0, 0.5, 10.0)
     assert (own.iterations, own.subsets, own.filter_mm, own.voxel_mm, own.psf) == (9, 3, 0.0, 5.0, False)
     measured = replace(patient, is_noisy=True)
     same, own = draw(measured, settings, 100.0)
     assert same is measured and own.respiratory_mm == 0 and own.duration_s != 100
+    # Noise below a measured full dose is that of its own duration.
+    assert draw(measured, replace(settings, full_dose="source"), 100.0)[1].duration_s == 100
 
 
 def test_a_negative_amplitude_is_refused():
