@@ -135,12 +135,12 @@ def _origins(options: ServeOptions) -> dict[str, Any]:
     return origins(Path(options.dataset), paths, options.memory_gb)
 
 
-def give_way() -> None:
-    """Make this process one that lives on what others leave: all cores but one, and a tenth of a contended core."""
+def give_way(cores: int = 0) -> None:
+    """Let others go before this process, which keeps a tenth of a contended core, and leave them some cores altogether."""
     import numba
 
     os.nice(NICENESS)
-    numba.set_num_threads(max(1, numba.get_num_threads() - 1))
+    numba.set_num_threads(max(1, numba.get_num_threads() - cores))
 
 
 def start(options: ServeOptions) -> BaseProcess:
@@ -165,7 +165,7 @@ def _serve_child(options: ServeOptions, parent: int) -> None:
 
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    give_way()
+    give_way(cores=1)
     try:
         serve(options, lambda: os.getppid() == parent)
     except (DataError, UsageError) as error:
