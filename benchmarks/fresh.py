@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.common import emit
 from benchmarks.cross_dose import SMALL, TRAINED, make_patients
 from denoise.train import TrainSettings, train
-from petsim.cache.live import read_note
+from petsim.cache.live import begun, read_note
 from petsim.cache.store import read_index
 from petsim.memory import keep_freed_memory
 from petsim.producer import STATE
@@ -43,7 +43,7 @@ def realizations(root: Path) -> int:
     """How many were begun for all patients together, by any producer."""
     contents = read_note(root, CONTENTS)
     folders = [] if contents is None else [root / name for name in contents["subjects"].values()]
-    return sum(int((f / "next").read_text()) for f in folders if (f / "next").exists())
+    return sum(begun(folder) for folder in folders)
 
 
 def course(run: Path) -> list[dict[str, float]]:

@@ -73,11 +73,11 @@ class LiveVolumes:
             return self._listed
         self._looked_s = now
         folder = self._folder = self._folder or self._found()
+        if folder is None:
+            return self._listed
         try:
-            changed = -1 if folder is None else folder.stat().st_mtime_ns
+            changed = folder.stat().st_mtime_ns
         except FileNotFoundError:
-            changed = -1
-        if folder is None or changed == -1:
             return self._listed
         if changed != self._changed_ns:
             self._changed_ns, self._listed = changed, {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_recipes.errors import DataError
 from petsim import page as html
-from petsim.cache.live import holdings, listed, made_s, read_note
+from petsim.cache.live import begun, holdings, listed, made_s, read_note
 from petsim.cache.store import whole_or_nothing
 from petsim.producer import STATE
 from petsim.serve import CONTENTS
@@ -41,9 +41,7 @@ def write_cache_report(root: Path, out: Path | None = None) -> Path:
     contents = read_note(root, CONTENTS)
     if contents is None:
         raise DataError(f"{root.name}: holds no cache; start petsim serve-cache")
-    file = root / "report.html" if out is None else out
-    if file.is_dir() or not file.parent.is_dir():
-        raise DataError(f"--out {file.name}: name a file in a folder that exists")
+    file = html.destination(root, out)
     now = time.time()
     held, state = holdings(root), read_note(root, STATE)
     asked = held["hits"] + held["misses"]
@@ -76,10 +74,9 @@ def _row(folder: Path, name: str, now: float) -> list[str]:
     ages = now - np.array(made) if made else np.array([np.nan])
     drfs = sorted({drf for _, drf, _ in volumes})
     doses = ", ".join(f"{d:g}" for d in drfs) if len(drfs) <= 8 else f"{len(drfs)} from {drfs[0]:g} to {drfs[-1]:g}"
-    begun = folder / "next"
     return [
         name, f"{len(volumes)}", f"{len({r for r, _, _ in volumes})}",
-        begun.read_text(encoding="ascii").strip() if begun.exists() else "0", doses,
+        f"{begun(folder)}", doses,
         *(_age(float(v)) for v in (ages.min(), np.median(ages), ages.max())),
     ]  # fmt: skip
 

@@ -207,13 +207,13 @@ def make_dataset(
     from petsim.cache.store import sha256_of, write_index
 
     started = time.monotonic()
+    if dask is not None:
+        # Workers have other working directories.
+        request = _with_absolute_paths(request)
     out = Path(request.out)
     digest = sha256_of(configuration(request))
     jobs = jobs_of(request)[shard[0] - 1 :: shard[1]]
     _open_folder(out, digest, overwrite)
-    if dask is not None:
-        # Workers have other working directories.
-        request, jobs = _with_absolute_paths(request), [replace(job, path=_absolute(job.path)) for job in jobs]
     pieces, work = {job.name: job for job in jobs}, functools.partial(_make, request, digest)
     if dask is not None:
         done = list(on_dask(pieces, work, dask, report).values())

@@ -19,7 +19,7 @@ from petsim.cache.store import SubjectFile, canonical_json, read_index, sha256_o
 from petsim.counts import storage
 from petsim.dataset import Job, ReadOptions, Request, configuration, load_subject, settings_for
 from petsim.forward_store import Forward, read_forward, write_forward
-from petsim.model import SAMPLED_VIEWS, Photons, at_doses, build_model, duration_scale, expected_total, find_photons
+from petsim.model import SAMPLED_VIEWS, at_doses, build_model, duration_scale, expected_total, find_photons
 from petsim.plan import Plan, plan_subject
 from petsim.realizations import Realizations
 from petsim.settings import SimulationSettings
@@ -148,8 +148,7 @@ class _Ready:
 
     plan: Plan
     settings: SimulationSettings
-    photons: Photons
-    scale: float
+    forward: Forward
     model: AcquisitionModel
     level: float
     latest: tuple[tuple[float, ...], Realizations] | None = None
@@ -159,7 +158,8 @@ class _Ready:
         """Memory, about."""
         fine, voxels = math.prod(self.plan.simulation_grid.shape), math.prod(self.plan.grid.shape)
         whole = math.prod(self.plan.whole_subject.activity_bqml.shape)
-        table = 0 if self.photons.scatter is None else self.photons.scatter.values.nbytes
+        scatter = self.forward.photons.scatter
+        table = 0 if scatter is None else scatter.values.nbytes
         return 4.0 * (2 * fine + voxels * (2 + 2 * self.plan.preset.subsets) + 3 * whole) + table
 
 
@@ -198,7 +198,7 @@ class Simulator:
         ladder = settings.ladder()
         if ready.latest is None or ready.latest[0] != ladder:
             check_memory(ready.plan, settings, self._memory_bytes, 1 - SUBJECTS_SHARE)
-            model = at_doses(ready.model, ready.plan, settings, ready.photons, ready.scale)
+            model = at_doses(ready.model, ready.plan, settings, ready.forward.photons, ready.forward.scale)
             # Line integrals are on disk: expected counts are not to be held as well.
             one = replace(settings, realizations=1)
             store = storage(ready.plan, one, False, ready.level, self._memory_bytes * (1 - SUBJECTS_SHARE))
@@ -209,8 +209,7 @@ class Simulator:
         if settings.full_dose == "source":
             images = insert_noise(self._truth(ready, draws), images[:, None])[:, 0]
         chosen = [ladder.index(drf) for drf in drfs]
-        rows = [_counts(int(made.prompts[k]), made.expected[k]) for k in chosen]
-        return [Made(images[k], row) for k, row in zip(chosen, rows, strict=True)]
+        return [Made(images[k], {"prompts": int(made.prompts[k]), "nec": made.nec(k)}) for k in chosen]
 
     def _truth(self, ready: _Ready, draws: Realizations) -> np.ndarray:
         subject = ready.plan.subject
@@ -237,7 +236,7 @@ class Simulator:
         if forward.integrals is not None:
             model = replace(model, projected=forward.line_integrals)
         level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
-        ready = _Ready(plan, settings, forward.photons, forward.scale, model, level)
+        ready = _Ready(plan, settings, forward, model, level)
         self._ready[subject] = ready
         while len(self._ready) > 1 and sum(r.bytes for r in self._ready.values()) > SUBJECTS_SHARE * self._memory_bytes:
             self._ready.popitem(last=False)
@@ -264,9 +263,3 @@ class Simulator:
         taken = sum(p.stat().st_size for p in self._folder.glob("*.h5") if p != path)
         wanted = 4.0 * math.prod(plan.layout.shape)
         return taken + wanted <= self._kept_bytes and wanted < shutil.disk_usage(self._folder).free
-
-
-def _counts(prompts: int, expected: np.ndarray) -> dict[str, Any]:
-    """Prompts as drawn, and noise-equivalent counts T^2 / (T + S + R) as expected (NEMA NU 2-2018, k = 1)."""
-    trues, total = float(expected[0]), float(expected.sum())
-    return {"prompts": prompts, "nec": trues**2 / total if total > 0 else 0.0}

@@ -4,13 +4,30 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from data_recipes.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
 CSS_DPI = 100
+
+
+def destination(folder: Path, out: Path | None) -> Path:
+    """Where a page about a folder goes: `out`, or report.html in the folder.
+
+    Raises
+    ------
+    DataError
+        A folder, or a file in a folder that does not exist.
+    """
+    file = folder / "report.html" if out is None else out
+    if file.is_dir() or not file.parent.is_dir():
+        raise DataError(f"--out {file.name}: name a file in a folder that exists")
+    return file
 
 
 def facts(pairs: Iterable[tuple[str, str]], dense: bool = False) -> str:

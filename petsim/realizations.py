@@ -47,6 +47,11 @@ class Realization:
     sinogram: np.ndarray | None
     corrections: dict[str, Any]
 
+    def nec(self, dose: int) -> float:
+        """Noise-equivalent counts T^2 / (T + S + R) as expected, randoms from a smooth estimate (NEMA NU 2-2018, k = 1)."""
+        trues, total = float(self.expected[dose, 0]), sum(self.expected[dose].tolist())
+        return trues**2 / total if total > 0 else 0.0
+
 
 class Realizations:
     """Makes realizations of a subject, each a function of the seed and its number.

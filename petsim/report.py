@@ -141,9 +141,7 @@ def write_report(dataset: Path, out: Path | None = None) -> Path:
     index = read_index(dataset)
     if not index["subjects"]:
         raise DataError("the dataset holds no finished subject; run make-dataset first")
-    page = dataset / "report.html" if out is None else out
-    if page.is_dir() or not page.parent.is_dir():
-        raise DataError(f"--out {page.name}: name a file in a folder that exists")
+    page = html.destination(dataset, out)
     entries = [(dataset / s["file"], s["split"]) for s in index["subjects"]]
     summaries = [_summarize(path, split) for path, split in entries]
     body = [_head(summaries)]

@@ -134,17 +134,15 @@ def simulate_plan(
 def _count_rows(
     settings: SimulationSettings, drfs: tuple[float, ...], number: int, made: Realization
 ) -> list[dict[str, Any]]:
-    """Counts by dose: prompts as drawn, scatter and randoms as expected, trues the rest.
-
-    NEC = T^2 / (T + S + R) with T, S and R as expected, randoms from a smooth estimate (NEMA NU 2-2018, k = 1).
-    """
+    """Counts by dose: prompts as drawn, scatter and randoms as expected, trues the rest."""
     rows = []
-    for d, drawn, (trues, scatter, randoms) in zip(drfs, made.prompts.tolist(), made.expected.tolist(), strict=True):
-        total = trues + scatter + randoms
+    for k, (d, drawn, (_, scatter, randoms)) in enumerate(
+        zip(drfs, made.prompts.tolist(), made.expected.tolist(), strict=True)
+    ):
         rows.append({
             "drf": d, "realization": number, "mode": settings.mode, "seed": settings.seed, "prompts": drawn,
             "trues": drawn - round(scatter) - round(randoms), "scatter": round(scatter), "randoms": round(randoms),
-            "nec": trues**2 / total if total > 0 else 0.0,
+            "nec": made.nec(k),
         })  # fmt: skip
     return rows
 

@@ -74,28 +74,23 @@ def draw(subject: Subject, settings: SimulationSettings, duration_s: float) -> t
     def logarithmic(low: float, high: float) -> float:
         return float(low * (high / low) ** rng.random())
 
-    def own_or(name: str, drawn: float) -> float:
-        value = getattr(settings, name)
-        return drawn if value == _DEFAULTS[name] else value
-
     duration, activity = logarithmic(*r.duration), logarithmic(*r.activity)
-    iterations, subsets = int(rng.choice(r.iterations)), int(rng.choice(r.subsets))
-    filter_mm, voxel_mm, no_psf = even(*r.filter_mm), known.voxel_mm * even(*r.voxel), rng.random() < r.no_psf
-    mu_shift, drift, respiratory_mm = even(*r.mu_shift), even(*r.drift), even(*r.respiratory_mm)
-    own = replace(
-        settings,
+    drawn: dict[str, Any] = {
         # Noise below a measured full dose is that of its own scan.
-        duration_s=duration_s if settings.full_dose == "source" else settings.duration_s or round(duration_s * duration, 1),
-        iterations=settings.iterations or iterations,
-        subsets=settings.subsets or subsets,
-        filter_mm=round(filter_mm, 2) if settings.filter_mm is None else settings.filter_mm,
-        voxel_mm=settings.voxel_mm or round(voxel_mm, 2),
-        psf=settings.psf and not no_psf,
-        mu_shift=own_or("mu_shift", round(mu_shift, 3)),
-        drift=own_or("drift", round(drift, 4)),
-        respiratory_mm=0.0 if subject.is_noisy else own_or("respiratory_mm", round(respiratory_mm, 1)),
-    )
-    return (subject if subject.is_noisy else injected(subject, round(activity, 3))), own
+        "duration_s": duration_s if settings.full_dose == "source" else round(duration_s * duration, 1),
+        "iterations": int(rng.choice(r.iterations)),
+        "subsets": int(rng.choice(r.subsets)),
+        "filter_mm": round(even(*r.filter_mm), 2),
+        "voxel_mm": round(known.voxel_mm * even(*r.voxel), 2),
+        "psf": bool(rng.random() >= r.no_psf),
+        "mu_shift": round(even(*r.mu_shift), 3),
+        "drift": round(even(*r.drift), 4),
+        "respiratory_mm": round(even(*r.respiratory_mm), 1),
+    }
+    own = replace(settings, **{name: value for name, value in drawn.items() if getattr(settings, name) == _DEFAULTS[name]})
+    if subject.is_noisy:
+        return subject, replace(own, respiratory_mm=0.0)
+    return injected(subject, round(activity, 3)), own
 
 
 def injected(subject: Subject, factor: float) -> Subject:

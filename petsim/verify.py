@@ -133,29 +133,17 @@ def verify_cache(root: Path, repair: bool = False) -> dict[str, Any]:
     dict
         volumes (number), problems and repairs (lists of one-line texts).
     """
-    problems, volumes = [], 0
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        for _, _, path in listed(folder):
-            volumes += 1
-            problem = volume_problem(path)
-            if problem is None:
-                continue
-            problems.append(f"{folder.name}/{path.name}: {problem}")
-            if repair:
-                path.unlink(missing_ok=True)
-    for path in sorted((root / "forward").glob("*.h5")):
-        problem = forward_problem(path)
-        if problem is not None:
-            problems.append(f"forward/{path.name}: {problem}")
-            if repair:
-                path.unlink(missing_ok=True)
-    for left in sorted((root / "forward").glob("*.tmp")):
-        if not _is_written(left):
-            problems.append(f"forward/{left.name}: left by an interrupted run")
-            if repair:
-                left.unlink(missing_ok=True)
-    repairs = [f"{p}; removed" for p in problems] if repair else []
-    return {"volumes": volumes, "problems": [] if repair else problems, "repairs": repairs}
+    paths = [path for folder in sorted(p for p in root.iterdir() if p.is_dir()) for _, _, path in listed(folder)]
+    found = [(path, volume_problem(path)) for path in paths]
+    found += [(path, forward_problem(path)) for path in sorted((root / "forward").glob("*.h5"))]
+    left = [path for path in sorted((root / "forward").glob("*.tmp")) if not _is_written(path)]
+    found += [(path, "left by an interrupted run") for path in left]
+    wrong = {path: f"{path.parent.name}/{path.name}: {problem}" for path, problem in found if problem is not None}
+    if not repair:
+        return {"volumes": len(paths), "problems": list(wrong.values()), "repairs": []}
+    for path in wrong:
+        path.unlink(missing_ok=True)
+    return {"volumes": len(paths), "problems": [], "repairs": [f"{text}; removed" for text in wrong.values()]}
 
 
 def _check_subject(f: SubjectFile) -> list[str]:

@@ -172,14 +172,14 @@ class DoseCache:
         path = self.folder(subject) / "next"
         with locked(self.root / "locks" / "write", wait=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            number = _number(path)
+            number = begun(path.parent)
             with whole_or_nothing(path) as temporary:
                 temporary.write_text(f"{number + 1}\n", encoding="ascii")
         return number
 
     def started(self, subject: str) -> int:
         """How many realizations `new_realization` has given out."""
-        return _number(self.folder(subject) / "next")
+        return begun(self.folder(subject))
 
     def note(self, name: str, value: dict[str, Any]) -> None:
         """Leave a JSON value in a file of the cache's folder."""
@@ -233,9 +233,10 @@ def _in_chunks(shape: tuple[int, ...]) -> int:
     return math.prod(-(-n // c) * c for n, c in zip(shape, chunk_of(shape), strict=True))
 
 
-def _number(path: Path) -> int:
+def begun(folder: Path) -> int:
+    """How many realizations were begun in a subject's folder, evicted ones included."""
     try:
-        return int(path.read_text(encoding="ascii"))
+        return int((folder / "next").read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0
 
@@ -319,8 +320,7 @@ def volume_problem(path: Path) -> str | None:
     """What is wrong with a volume that was `listed`; None for nothing, or if it was evicted since then."""
     try:
         with h5py.File(path, "r") as f:
-            digest, _, name = str(f.attrs["key"]).partition(" ")
-            if name != path.stem or not path.parent.name.endswith(f"-{digest[:16]}"):
+            if not _belongs(path, str(f.attrs["key"])):
                 return "holds another volume than its name says"
             stored = f["recon"]
             if not isinstance(stored, h5py.Dataset) or stored.attrs["sha256"] != array_sha256(stored[()]):
@@ -335,19 +335,24 @@ def volume_problem(path: Path) -> str | None:
     return None
 
 
+def _belongs(path: Path, key: str) -> bool:
+    """Whether a volume of this key is where it should be."""
+    digest, _, name = key.partition(" ")
+    return name == path.stem and path.parent.name.endswith(f"-{digest[:16]}")
+
+
 def _open(path: Path, key: str | None, factor: float = 1.0) -> Kept | None:
     """A volume, marked as used now; None when it is not there, damaged, or of another key (None: of another place)."""
     try:
         with h5py.File(path, "r") as f:
             found = str(f.attrs["key"])
-            digest, _, name = found.partition(" ")
-            if found != key if key else (name != path.stem or not path.parent.name.endswith(f"-{digest[:16]}")):
+            if found != key if key else not _belongs(path, found):
                 return None
-            counts, made_s = json.loads(str(f.attrs["counts"])), float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
+            counts, at = json.loads(str(f.attrs["counts"])), float(f.attrs["made_s"])  # pyright: ignore[reportArgumentType]
         image = MappedImages(path, "recon", factor).pinned()
         # A cache that others fill may be read-only.
         with contextlib.suppress(OSError):
             os.utime(path)
     except (OSError, KeyError, DataError):
         return None
-    return Kept(image, counts, made_s)
+    return Kept(image, counts, at)
