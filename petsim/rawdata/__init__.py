@@ -1,0 +1,1 @@
+"""Raw data of scanners: events, sinograms, and the files that hold them."""
