@@ -56,12 +56,32 @@ class Dose:
 
 
 @dataclass(frozen=True)
+class Elements:
+    """Detectors that do not form the rings of a `Scanner`: modules of detecting elements, anywhere in space.
+
+    `crystal` of an event is then the element in its module, `ring` the module.
+
+    Parameters
+    ----------
+    name : str
+    crystals_per_ring : int
+        Elements of the largest module.
+    rings : int
+        Modules.
+    """
+
+    name: str
+    crystals_per_ring: int
+    rings: int
+
+
+@dataclass(frozen=True)
 class Header:
     """What is known of a list-mode file as a whole. No names, dates or paths.
 
     Parameters
     ----------
-    scanner : Scanner
+    scanner : Scanner or Elements
     start_s, duration_s : float
         Events lie in this interval, counted from scan start.
     tof_bins : int
@@ -74,9 +94,11 @@ class Header:
         Means something where `fields` has "injection"; its duration is not used.
     dose : Dose, optional
         None: all counts of the scan.
+    native : object, optional
+        What the format of origin knows besides, for a file of the same format that is written from it.
     """
 
-    scanner: Scanner
+    scanner: Scanner | Elements
     duration_s: float
     start_s: float = 0.0
     tof_bins: int = 1
@@ -84,6 +106,7 @@ class Header:
     fields: frozenset[str] = frozenset()
     injection: Injection = field(default_factory=Injection)
     dose: Dose | None = None
+    native: object | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         unknown = self.fields - set(FIELDS)
@@ -168,6 +191,16 @@ class Format(Protocol):
         ...
 
 
+def rings_of(header: Header) -> Scanner:
+    """The scanner of data that are to be binned or reconstructed; `DataError` where detectors form no rings."""
+    if isinstance(header.scanner, Scanner):
+        return header.scanner
+    raise DataError(
+        f"{header.scanner.name}: its detectors are not the rings of a cylinder or polygon, which sinograms need; "
+        "thin it, or give events of such a scanner"
+    )
+
+
 def lost_fields(header: Header, format: Format | ModuleType) -> list[str]:
     """Fields of some data that a format cannot hold, in the order of `FIELDS`."""
     return [name for name in FIELDS if name in header.fields and name not in format.HOLDS]
@@ -197,7 +230,8 @@ def first_wrong(events: np.ndarray, header: Header, last_ms: int) -> tuple[int, 
         Time of the event before them.
     """
     scanner = header.scanner
-    where, why = _first_wrong(events, scanner.crystals_per_ring, scanner.rings, header.tof_bins, last_ms)
+    in_rings = isinstance(scanner, Scanner)
+    where, why = _first_wrong(events, scanner.crystals_per_ring, scanner.rings, in_rings, header.tof_bins, last_ms)
     if where < 0:
         return -1, ""
     e = events[where]
@@ -212,7 +246,7 @@ def first_wrong(events: np.ndarray, header: Header, last_ms: int) -> tuple[int, 
 
 
 @nb.njit(cache=True, nogil=True)
-def _first_wrong(events, crystals, rings, tof_bins, last_ms):
+def _first_wrong(events, crystals, rings, in_rings, tof_bins, last_ms):
     last = last_ms
     for k in range(events.size):
         e = events[k]
@@ -221,7 +255,7 @@ def _first_wrong(events, crystals, rings, tof_bins, last_ms):
             return k, 0
         last = time
         wrong = (e.crystal1 >= crystals) | (e.crystal2 >= crystals) | (e.ring1 >= rings) | (e.ring2 >= rings)
-        if wrong | (e.crystal1 == e.crystal2):
+        if wrong | ((e.crystal1 == e.crystal2) & (in_rings | (e.ring1 == e.ring2))):
             return k, 1
         if (e.tof_bin < 0) | (e.tof_bin >= tof_bins):
             return k, 2
