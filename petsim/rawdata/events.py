@@ -114,8 +114,8 @@ class Header:
             raise UsageError(f"list mode: unknown field {', '.join(sorted(unknown))}; known are {', '.join(FIELDS)}")
         if not (self.duration_s > 0 and self.start_s >= 0 and self.tof_bins >= 1):
             raise DataError(
-                f"list mode: a duration above 0 s, a start of at least 0 s and a TOF bin are needed, got {self.duration_s:g} "
-                f"s, {self.start_s:g} s and {self.tof_bins} bins"
+                f"list mode: a duration above 0 s, a start of at least 0 s and a TOF bin are needed; got "
+                f"{self.duration_s:g} s, {self.start_s:g} s and {self.tof_bins} bins"
             )
         if ("dose" in self.fields) != (self.dose is not None) or ("tof" in self.fields) != (self.tof_bins > 1):
             raise UsageError("list mode: the fields dose and tof must be named where they are given, and only there")
