@@ -202,6 +202,49 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Thin:
+    """Make a dose ladder of recorded data: the same events of a list-mode file, or counts of a sinogram, fewer of them."""
+
+    input: Positional[str]
+    """List-mode file (PETLINK header, PETSIRD, CASToR header, GATE ROOT, petsim HDF5) or STIR sinogram header (.hs)."""
+    out: str
+    """Folder for the files of the doses."""
+    drf: tuple[str, ...] = ("4", "10", "20", "100")
+    """Dose reduction factors, any numbers of at least 1."""
+    mode: DoseMode = "thin"
+    """thin: an event is kept with probability 1 / DRF, by its index, so that doses are nested (counts / DRF; time stays);
+    window: the middle 1 / DRF of the scan; dose: a model of injected dose / DRF, with fewer randoms and less dead time."""
+    seed: int = 0
+    """Seed of the choice."""
+    complement: bool = False
+    """Write what each dose leaves out too (mode thin)."""
+    format: str | None = None
+    """Ending of list-mode files to be written, such as .lm.h5 or .petsird. Default: that of the input."""
+    scanner: str | None = None
+    """Scanner of data that do not name theirs, see `petsim scanners`, or a TOML file."""
+    salvage: bool = False
+    """Keep what can be read of a damaged file."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a list-mode file in another format, which the ending of its name tells."""
+
+    input: Positional[str]
+    """List-mode file, see `petsim thin`."""
+    output: Positional[str]
+    """File to be written: .lm.h5 (petsim), .petsird, .cdh (CASToR) or .l.hdr (PETLINK)."""
+    scanner: str | None = None
+    """Scanner of data that do not name theirs, see `petsim scanners`, or a TOML file."""
+    salvage: bool = False
+    """Keep what can be read of a damaged file."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
 class Scanners:
     """List the scanners, or print one with the source of every field."""
 
@@ -235,6 +278,8 @@ Command = Annotated[
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Thin, subcommand("thin")]
+    | Annotated[Convert, subcommand("convert")]
     | Annotated[Scanners, subcommand("scanners")]
     | Annotated[Nema, subcommand("nema")],
     FlagCreatePairsOff,
@@ -271,15 +316,17 @@ def _run(command: Any) -> dict[str, Any]:
         return _export(command)
     if isinstance(command, Nema):
         return _nema(command)
+    if isinstance(command, Thin):
+        return _thin(command)
+    if isinstance(command, Convert):
+        return _convert(command)
     return _scanners(command)
 
 
-def parse_drfs(command: MakeDataset) -> tuple[float, ...]:
+def parse_drfs(texts: tuple[str, ...]) -> tuple[float, ...]:
     """Dose reduction factors of the command line."""
-    if command.drf_set is not None:
-        return DRF_SETS[command.drf_set]
     values = []
-    for text in command.drf:
+    for text in texts:
         try:
             values.append(float(text))
         except ValueError:
@@ -305,8 +352,9 @@ def request_of(command: MakeDataset) -> Any:
 
     images = bool(command.source)
     backend, _ = choose_backend(command.backend, command.device)
+    drfs = parse_drfs(command.drf) if command.drf_set is None else DRF_SETS[command.drf_set]
     settings = SimulationSettings(
-        drf=parse_drfs(command), scanner=command.scanner, mode=command.mode,
+        drf=drfs, scanner=command.scanner, mode=command.mode,
         preset=command.preset or ("standard" if images else "fast"),
         seed=command.seed, realizations=command.realizations,
         full_dose=command.full_dose or ("source" if images else "simulated"),
@@ -448,6 +496,34 @@ def _nema(command: Nema) -> dict[str, Any]:
     print(f"{scanner.name}: {scanner.title}")
     print(table(figures))
     return as_json(scanner, figures)
+
+
+def _thin(command: Thin) -> dict[str, Any]:
+    from petsim.progress import progress_bar
+    from petsim.rawdata.ladder_files import thin_file
+
+    with progress_bar(1) as report:
+        result = thin_file(
+            command.input, command.out, parse_drfs(command.drf), command.mode, command.seed, command.complement,
+            command.format, command.scanner, command.salvage, lambda what, fraction: report("events", what, fraction),
+        )  # fmt: skip
+    for drf, count in result["prompts"].items():
+        delayeds = result["delayeds"].get(drf)
+        print(f"DRF {drf}: {count:,} prompts" + (f", {delayeds:,} delayeds" if delayeds is not None else ""))
+    for warning in result["warnings"]:
+        print(f"  warning: {warning}")
+    print(f"{len(result['files'])} files in {command.out}")
+    return result
+
+
+def _convert(command: Convert) -> dict[str, Any]:
+    from petsim.rawdata.ladder_files import convert_file
+
+    result = convert_file(command.input, command.output, command.scanner, command.salvage)
+    print(f"{result['prompts']:,} prompts, {result['delayeds']:,} delayeds")
+    for warning in result["warnings"]:
+        print(f"  warning: {warning}")
+    return result
 
 
 def _scanners(command: Scanners) -> dict[str, Any]:

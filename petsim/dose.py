@@ -15,7 +15,7 @@ from data_recipes.errors import UsageError
 from petsim.philox import philox, philox_at, stream_key
 from petsim.settings import check_drfs
 
-_POISSON, _THIN = 0, 1
+_POISSON, _THIN, _EVENT = 0, 1, 2
 _PIECE = 16.0
 """Poisson means above this are drawn as a sum of equal pieces, so that exp(-mean) stays far from underflow."""
 
@@ -132,6 +132,64 @@ class DoseLadder:
         _thin(np.ascontiguousarray(counts).reshape(-1), first_bin, np.uint64(self.key), last,
               tof * planes, planes, out)  # fmt: skip
         return out.reshape(len(kept), radials, tof, planes)
+
+    def levels(self, events: int, first_event: int = 0, kept: np.ndarray | None = None) -> np.ndarray:
+        """In how many doses, counted from full dose, each of some recorded events is.
+
+        An event's random number depends on its index only, so that pieces of a list can be worked on in any order.
+
+        Parameters
+        ----------
+        events : int
+            How many.
+        first_event : int
+            Index of the first of them in the whole list.
+        kept : ndarray, optional
+            float32 (dose, events): the share that is kept, not rising with the dose's index, 0 keeps none; None: 1 / DRF.
+
+        Returns
+        -------
+        ndarray
+            uint8 (events,).
+        """
+        words = np.empty(events, np.uint32)
+        _event_words(first_event, np.uint64(self.key), words)
+        levels = np.empty(events, np.uint8)
+        if kept is None:
+            _levels(words, np.array([math.ceil(2**32 / d) for d in self.drfs], np.uint64)[:, None], levels)
+        else:
+            _levels(words, np.ceil(np.clip(kept, 0, 1).astype(np.float64) * 2**32).astype(np.uint64), levels)
+        return levels
+
+
+@nb.njit(cache=True, nogil=True)
+def _event_words(first, key, out):
+    """A random word for each index from `first` on, four to a counter."""
+    words, offsets = np.empty((4, _ROW), np.uint32), np.arange(_ROW).astype(np.uint32)
+    for counter in range(first // 4, (first + out.size + 3) // 4, _ROW):
+        philox_at(_ROW, counter, offsets, 0, _EVENT, key, words)
+        at = 4 * counter - first
+        for i in range(max(0, -(at // 4)), min(_ROW, (out.size - at) // 4)):
+            for lane in range(4):
+                out[at + 4 * i + lane] = words[lane, i]
+        for i in range(_ROW):
+            # What the loop above leaves: counters of which only a part is wanted.
+            if at + 4 * i < 0 or at + 4 * i + 4 > out.size:
+                for lane in range(4):
+                    if 0 <= at + 4 * i + lane < out.size:
+                        out[at + 4 * i + lane] = words[lane, i]
+
+
+@nb.njit(cache=True, nogil=True)
+def _levels(words, below, levels):
+    """Number of doses whose bound, (doses, 1) or (doses, events), is above the word."""
+    own = below.shape[1] > 1
+    for i in range(words.size):
+        at = i if own else 0
+        count = 0
+        for d in range(below.shape[0]):
+            count += np.uint64(words[i]) < below[d, at]
+        levels[i] = count
 
 
 @nb.njit(cache=True, nogil=True)

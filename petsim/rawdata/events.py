@@ -149,11 +149,14 @@ class Listmode:
     blocks : callable
         Starts a new pass over the file; memory does not depend on its length. Raises `DamagedError` where the file cannot be
         followed any further, after everything before that place was yielded.
+    warnings : tuple of str
+        What its user should know.
     """
 
     name: str
     header: Header
     blocks: Callable[[], Iterator[Block]]
+    warnings: tuple[str, ...] = ()
 
 
 class DamagedError(DataError):

@@ -213,6 +213,6 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 def test_drf_sets_and_order():
     make = cli.parse(["make-dataset", "--drf-set", "udpet"])
-    assert cli.parse_drfs(make) == (4.0, 10.0, 20.0, 50.0, 100.0)
+    assert cli.request_of(make).settings.drf == (4.0, 10.0, 20.0, 50.0, 100.0)
     make = cli.parse(["make-dataset", "--drf", "20", "4", "1"])
-    assert SimulationSettings(drf=cli.parse_drfs(make)).ladder() == (1.0, 4.0, 20.0)
+    assert SimulationSettings(drf=cli.parse_drfs(make.drf)).ladder() == (1.0, 4.0, 20.0)

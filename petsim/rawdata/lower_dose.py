@@ -1,0 +1,220 @@
+"""What a lower injection would have recorded of given list-mode events: a model.
+
+A random between crystals i and j is kept with [(a_i/D + b_i)(a_j/D + b_j)] / [(a_i + b_i)(a_j + b_j)] times the change of
+both live fractions, a true or scattered event with live(D) / (D live(1)). The singles a + b come from the delayeds by
+maximum likelihood (`petsim.physics.randoms`), b is the 176Lu of the scanner's crystals, live fractions are those of the
+dead-time model. Whether a prompt is random is not known: it is kept with the mean of both shares at its own place, weighted
+with the randoms fraction of its neighborhood in (view, radial, TOF, plane). 176Lu coincidences count as trues.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import numba as nb
+import numpy as np
+from scipy import ndimage
+
+from data_recipes.errors import DataError
+from data_recipes.grid import Grid
+from data_recipes.isotopes import isotope
+from petsim.dose_rates import BinRates, DoseRates, dose_rates
+from petsim.geometry.pair_bins import PairBins
+from petsim.geometry.scanner import Scanner
+from petsim.geometry.sinogram import SinogramLayout
+from petsim.physics.normalization import normalization
+from petsim.physics.randoms import DelayedWindow
+from petsim.physics.sensitivity import photons_kept
+from petsim.physics.singles import Singles, subject_singles
+from petsim.rawdata.events import Header, Listmode, rings_of
+
+COARSE_MM = 16.0
+"""Crystals are merged to about this size where the randoms fraction is looked up; it varies slowly over detectors."""
+
+SMOOTH_BINS = 1.5
+"""Standard deviation, in merged bins, of the smoothing of prompts and randoms before their ratio is taken."""
+
+CYLINDER_DECAYS = 200_000
+"""Of the simulation that tells how many triggers a single in the window comes with."""
+
+LIVE_ITERATIONS = 4
+
+
+class Delayeds:
+    """Counts delayeds between areas of detectors, int64 `counts` in the order of `DelayedWindow.expected`.
+
+    Only pairs of crystals that a layout accepts count.
+
+    Parameters
+    ----------
+    window : DelayedWindow
+    layout : SinogramLayout
+    """
+
+    def __init__(self, window: DelayedWindow, layout: SinogramLayout) -> None:
+        scanner = layout.scanner
+        areas = window.areas
+        xy = scanner.crystal_xy_mm(np.arange(scanner.crystals_per_ring) + 0.5)
+        z = scanner.ring_z_mm(np.arange(scanner.rings))
+        self._around = areas.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
+        self._axial = areas.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
+        self._pairs, self._farthest = PairBins.of(replace(layout, merge_tof=0, tof_bins=1)), scanner.max_ring_difference
+        self.counts = np.zeros((areas.across, areas.along, areas.across, areas.along), np.int64)
+
+    def add(self, events: np.ndarray) -> None:
+        """Add the delayeds among some events."""
+        line, merge = self._pairs.line, self._pairs.layout.merge_transaxial
+        _add_delayeds(events, self._around, self._axial, line, merge, self._farthest, self.counts)
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_delayeds(events, around, axial, line, merge, farthest, counts):
+    for k in range(events.size):
+        e = events[k]
+        if e.is_delayed == 0 or line[e.crystal1 // merge, e.crystal2 // merge] < 0:
+            continue
+        if abs(np.int64(e.ring1) - np.int64(e.ring2)) > farthest:
+            continue
+        a1, z1, a2, z2 = around[e.crystal1], axial[e.ring1], around[e.crystal2], axial[e.ring2]
+        if a1 > a2:
+            a1, z1, a2, z2 = a2, z2, a1, z1
+        counts[a1, z1, a2, z2] += 1
+
+
+def coarse_layout(header: Header) -> SinogramLayout:
+    """Sinogram in which the local randoms fraction is found: all crystal pairs, merged to `COARSE_MM`."""
+    scanner = rings_of(header)
+    pitch = 2 * np.pi * scanner.radius_mm / scanner.crystals_per_ring
+    across = max(m for m in range(1, scanner.crystals_per_ring // 16) if scanner.crystals_per_ring % m == 0
+                 and (m == 1 or m * pitch <= COARSE_MM))  # fmt: skip
+    along = max(1, min(scanner.rings, round(COARSE_MM / scanner.ring_spacing_mm)))
+    rings = -(-scanner.rings // along)
+    crystals = scanner.crystals_per_ring // across
+    merge, bins = 0, 1
+    if header.tof_bins > 1 and scanner.tof_bin_ps and scanner.tof_fwhm_ps:
+        # As wide as the resolution, and an odd number of them that holds all bins of the events.
+        merge = 2 * round((scanner.tof_fwhm_ps / scanner.tof_bin_ps - 1) / 2) + 1
+        bins = 2 * int(np.ceil((header.tof_bins * header.tof_bin_ps / (merge * scanner.tof_bin_ps) - 1) / 2)) + 1
+    return SinogramLayout(
+        scanner, (crystals // 2 if crystals % 2 else crystals) - 1, across, along, span=min(5, 2 * rings - 1),
+        max_ring_difference=rings - 1, merge_tof=merge, tof_bins=bins,
+    )  # fmt: skip
+
+
+def singles_of(
+    scanner: Scanner, window: DelayedWindow, delayeds: np.ndarray, seconds: float, isotope_name: str
+) -> tuple[Singles, np.ndarray]:
+    """Singles of a scan from its delayeds, and the live fractions of the blocks (across, along).
+
+    The 176Lu part and the triggers that come with a single are those of a water cylinder in the scanner.
+    """
+    model = _cylinder_singles(scanner, isotope_name)
+    ratio = model.triggers_cps.sum() / model.activity_cps.sum()
+    recorded = window.singles(delayeds, seconds)
+    live = np.ones_like(recorded)
+    singles = model
+    for _ in range(LIVE_ITERATIONS):
+        activity = np.maximum(recorded / live - model.lutetium_cps, 0)
+        singles = replace(model, activity_cps=activity, triggers_cps=activity * ratio)
+        live = dose_rates(singles, 1.0, "dose", seconds, isotope_name, 1.0, 1.0).live
+    return singles, live
+
+
+def _cylinder_singles(scanner: Scanner, isotope_name: str) -> Singles:
+    grid = Grid.centered((50, 50, 50), (4.0, 4.0, scanner.axial_length_mm / 50), (0.0, 0.0, 0.0))
+    inside = np.hypot(grid.axis_mm(0)[:, None], grid.axis_mm(1)[None, :]) < 100
+    activity = np.repeat(inside[:, :, None], grid.shape[2], axis=2).astype(np.float32)
+    return subject_singles(
+        scanner, activity * 1000, activity * np.float32(0.096), grid, (0.0, 0.0, 0.0), 200.0,
+        isotope(isotope_name).branching, photons_kept(scanner), CYLINDER_DECAYS,
+    )  # fmt: skip
+
+
+def kept_shares(source: Listmode, drfs: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Share that is kept of each of some events at every dose: events -> float32 (dose, events). Reads the file once.
+
+    Parameters
+    ----------
+    source : Listmode
+        With delayeds, whole.
+    drfs : tuple of float
+        Ascending, 1 first.
+
+    Raises
+    ------
+    DataError
+        No delayeds, from which the model knows the singles.
+    """
+    header = source.header
+    if "delayeds" not in header.fields:
+        raise DataError(f"{source.name}: no delayeds, from which --mode dose learns the singles; use --mode thin")
+    layout = coarse_layout(header)
+    scanner = layout.scanner
+    window = DelayedWindow.of(layout)
+    pairs, found = PairBins.of(layout), Delayeds(window, layout)
+    prompts = np.zeros(int(np.prod(layout.shape)), np.int64)
+    for block in source.blocks():
+        found.add(block.events)
+        _add_prompts(block.events, pairs.of_events(block.events, header.tof_bins, header.tof_bin_ps), prompts)
+    if not found.counts.any():
+        raise DataError(f"{source.name}: not one delayed, from which --mode dose learns the singles; use --mode thin")
+    singles, _ = singles_of(scanner, window, found.counts, header.duration_s, header.injection.isotope)
+    rates = tuple(dose_rates(singles, d, "dose", header.duration_s, header.injection.isotope, 1.0, 1.0) for d in drfs)
+    fraction, random, true = _tables(layout, singles, rates, prompts.reshape(layout.shape))
+
+    def kept(events: np.ndarray) -> np.ndarray:
+        out = np.empty((len(drfs), len(events)), np.float32)
+        _kept(events, pairs.of_events(events, header.tof_bins, header.tof_bin_ps), layout.tof_bins, layout.planes,
+              fraction.reshape(-1), random, true, out)  # fmt: skip
+        return out
+
+    return kept
+
+
+def _tables(
+    layout: SinogramLayout, singles: Singles, rates: tuple[DoseRates, ...], prompts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Randoms fraction of prompts (view, radial, tof, plane), and shares of randoms and trues (dose, lines, plane)."""
+    in_bins = BinRates(layout, singles.areas, rates)
+    real = np.outer(layout.scanner.transaxial_is_real(), layout.scanner.ring_is_real()).astype(np.float32)
+    views = np.arange(layout.views)
+    live = [in_bins.live(views, k) for k in range(len(rates))]
+    randoms = [in_bins.randoms(views, k) for k in range(len(rates))]
+    expected = normalization(layout, real, views) * live[0] * randoms[0]
+    full = np.maximum(randoms[0], np.finfo(np.float32).tiny)
+    random = np.stack([a / live[0] * r / full for a, r in zip(live, randoms, strict=True)])
+    true = np.stack([a / live[0] / np.float32(r.drf) for a, r in zip(live, rates, strict=True)])
+    shape = (len(rates), layout.views * layout.radials, layout.planes)
+    ends = np.cumsum([0] + [s.planes for s in layout.segments()])
+    fraction = np.empty(layout.shape, np.float32)
+    sigma = SMOOTH_BINS
+    for low, high in pairwise(ends.tolist()):
+        flat = ndimage.gaussian_filter(expected[..., low:high], (sigma, sigma, sigma), mode="nearest")
+        near = ndimage.gaussian_filter(
+            prompts[..., low:high].astype(np.float32),
+            (sigma, sigma, sigma / 2 if layout.is_tof else 0, sigma),
+            mode="nearest",
+        )
+        fraction[..., low:high] = np.minimum(1, flat[:, :, None] / np.maximum(near, 1e-6))
+    return fraction, np.minimum.accumulate(np.minimum(random, 1)).reshape(shape), true.reshape(shape)
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_prompts(events, bins, counts):
+    for k in range(events.size):
+        if events[k].is_delayed == 0 and bins[k] >= 0:
+            counts[bins[k]] += 1
+
+
+@nb.njit(cache=True, nogil=True)
+def _kept(events, bins, tof_bins, planes, fraction, random, true, out):
+    for k in range(events.size):
+        at = bins[k]
+        line, plane = at // (tof_bins * planes), at % planes
+        own = np.float32(1)
+        if events[k].is_delayed == 0:
+            own = fraction[at]
+        for d in range(out.shape[0]):
+            out[d, k] = own * random[d, line, plane] + (np.float32(1) - own) * true[d, line, plane]
+            if d > 0 and out[d, k] > out[d - 1, k]:
+                out[d, k] = out[d - 1, k]

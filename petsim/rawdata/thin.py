@@ -1,0 +1,215 @@
+"""Dose ladders of list-mode files: the same events, fewer of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from data_recipes.errors import DataError, UsageError
+from petsim.dose import DoseLadder
+from petsim.rawdata.events import Block, DamagedError, Dose, Header, Listmode, Write, without_fields
+from petsim.rawdata.formats import format_of, loss
+
+Levels = Callable[[np.ndarray, int], np.ndarray]
+"""Events and the index of the first of them -> in how many doses, counted from full dose, each is: uint8 (events,)."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What is to be made of a list-mode file.
+
+    Parameters
+    ----------
+    drfs : tuple of float
+        Ascending, 1 first.
+    mode : str
+        "thin": an event is kept with probability 1 / D, by a number of its index. Times, singles and duration stay: these
+        are data of a shorter scan, stretched over the same time, with the randoms fraction and dead time of the full dose.
+        "window": the middle 1 / D of the time. "dose": a model of a lower injection, see `petsim.rawdata.lower_dose`; the
+        singles of the full dose are left out.
+    seed : int
+    complement : bool
+        Write what each dose leaves out too ("thin" only).
+    """
+
+    drfs: tuple[float, ...]
+    mode: str
+    seed: int
+    complement: bool = False
+
+    def __post_init__(self) -> None:
+        if self.complement and self.mode != "thin":
+            raise UsageError(f"--complement: what mode {self.mode} leaves out is no scan of its own; use --mode thin")
+
+    def dose_ladder(self, realization: int = 0) -> DoseLadder:
+        """Random numbers of the events."""
+        return DoseLadder(self.drfs, self.seed, "events", realization)
+
+
+def window_s(header: Header, drf: float) -> tuple[float, float]:
+    """Start and end of the middle 1 / DRF of a scan, in whole milliseconds."""
+    length = max(1, round(1000 * header.duration_s / drf))
+    start = round(1000 * header.start_s + (1000 * header.duration_s - length) / 2)
+    return start / 1000, (start + length) / 1000
+
+
+def levels_of(source: Listmode, ladder: Ladder) -> Levels:
+    """Which events are kept at which dose."""
+    header = source.header
+    if ladder.mode == "window":
+        if "time" not in header.fields:
+            raise DataError(f"{source.name}: its events have no times, which --mode window needs; use --mode thin")
+        spans = np.array([window_s(header, d) for d in ladder.drfs]) * 1000
+
+        def inside(events: np.ndarray, first: int) -> np.ndarray:
+            time, levels = events["time_ms"], np.ones(len(events), np.uint8)
+            for start, end in spans[1:].round().tolist():
+                levels += (time >= start) & (time < end)
+            return levels
+
+        return inside
+    own = ladder.dose_ladder()
+    if ladder.mode == "thin":
+        return lambda events, first: own.levels(len(events), first)
+    from petsim.rawdata.lower_dose import kept_shares
+
+    kept = kept_shares(source, ladder.drfs)
+    return lambda events, first: own.levels(len(events), first, kept(events))
+
+
+def thinned_header(header: Header, ladder: Ladder, drf: float, complement: bool = False) -> Header:
+    """Header of a dose."""
+    fields = (header.fields | {"dose"}) - ({"singles"} if ladder.mode == "dose" else set())
+    made = replace(header, fields=fields, dose=Dose(drf, ladder.mode, ladder.seed, complement))
+    if ladder.mode != "window":
+        return made
+    start, end = window_s(header, drf)
+    return replace(made, start_s=start, duration_s=end - start)
+
+
+def thin(
+    source: Listmode,
+    ladder: Ladder,
+    name: Callable[[float, bool], Path],
+    salvage: bool = False,
+    progress: Progress = lambda what, fraction: None,
+) -> dict[str, Any]:
+    """Write the doses of a list-mode file in one pass over it.
+
+    Parameters
+    ----------
+    source : Listmode
+    ladder : Ladder
+        The full dose is not written again.
+    name : callable
+        DRF and whether it is a complement -> file to be written.
+    salvage : bool
+        Keep what was read before a damaged place.
+    progress : callable
+
+    Returns
+    -------
+    dict
+        prompts, delayeds: counts by DRF ("1" is the source); files: names; warnings.
+
+    Raises
+    ------
+    DataError
+        A damaged file without `salvage`; nothing is left behind then.
+    """
+    if source.header.dose is not None:
+        raise DataError(
+            f"{source.name}: is at DRF {source.header.dose.drf:g} already; thin the full dose, so that all levels are nested"
+        )
+    levels_for = levels_of(source, ladder)
+    warnings = list(source.warnings)
+    counts = np.zeros((len(ladder.drfs), 2), np.int64)
+    first, spent_ms = 0, 1000 * source.header.duration_s
+    with ExitStack() as stack:
+        targets: list[tuple[int, bool, bool, Write]] = []
+        files = []
+        for level, drf in enumerate(ladder.drfs[1:], 1):
+            for complement in (False, True) if ladder.complement else (False,):
+                path = name(drf, complement)
+                made = thinned_header(source.header, ladder, drf, complement)
+                lost, line = loss(made, path)
+                warnings += [line] if line and line not in warnings else []
+                opened = format_of(path).create(path, without_fields(made, lost))
+                targets.append((level, complement, "delayeds" in lost, stack.enter_context(opened)))
+                files.append(path.name)
+        for block in good_blocks(source, salvage, warnings):
+            levels = levels_for(block.events, first)
+            _count(block.events, levels, counts)
+            for level, complement, prompts_only, write in targets:
+                low, high = (1, level) if complement else (level + 1, 255)
+                chosen = select(block.events, levels, low, high)
+                if prompts_only:
+                    chosen = chosen[chosen["is_delayed"] == 0]
+                write(Block(chosen, _singles(block, source.header, ladder, level)))
+            first += len(block.events)
+            if len(block.events):
+                progress("thinning", min(1.0, (block.events["time_ms"][-1] - 1000 * source.header.start_s) / spent_ms))
+    by_drf = {f"{d:g}": c for d, c in zip(ladder.drfs, counts.tolist(), strict=True)}
+    return {
+        "prompts": {d: c[0] for d, c in by_drf.items()}, "delayeds": {d: c[1] for d, c in by_drf.items()},
+        "files": files, "warnings": warnings,
+    }  # fmt: skip
+
+
+def good_blocks(source: Listmode, salvage: bool, warnings: list[str]) -> Iterator[Block]:
+    """Blocks up to a damaged place, if that is wanted."""
+    try:
+        yield from source.blocks()
+    except DamagedError as error:
+        if not salvage:
+            raise
+        warnings.append(f"{str(error).split(';')[0]}; these were kept")
+
+
+def _singles(block: Block, header: Header, ladder: Ladder, level: int) -> np.ndarray:
+    if ladder.mode == "dose":
+        return block.singles[:0]
+    if ladder.mode == "thin":
+        return block.singles
+    start, end = window_s(header, ladder.drfs[level])
+    time = block.singles["time_ms"]
+    return block.singles[(time >= round(1000 * start)) & (time < round(1000 * end))]
+
+
+def select(events: np.ndarray, levels: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Events whose level is from `low` to `high`, in their order."""
+    out = np.empty(_number(levels, low, high), events.dtype)
+    _select(events, levels, low, high, out)
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
+def _number(levels, low, high):
+    count = 0
+    for level in levels:
+        count += (level >= low) & (level <= high)
+    return count
+
+
+@nb.njit(cache=True, nogil=True)
+def _select(events, levels, low, high, out):
+    count = 0
+    for k in range(events.size):
+        if low <= levels[k] <= high:
+            out[count] = events[k]
+            count += 1
+
+
+@nb.njit(cache=True, nogil=True)
+def _count(events, levels, counts):
+    """Add prompts and delayeds by dose."""
+    for k in range(events.size):
+        kind = min(events[k].is_delayed, 1)
+        for d in range(levels[k]):
+            counts[d, kind] += 1
