@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import emit, liver_middle_mm
 from data_recipes.phantoms.whole_body import whole_body
-from petsim.corrections import Estimator, oracle
+from petsim.corrections import Estimator, first_iteration, oracle
 from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
 from petsim.model import build_model
@@ -49,7 +49,7 @@ def main() -> None:
         ladder = DoseLadder(DRFS, settings.seed, subject.name, k)
         counts = {g.tobytes(): draw_thinned(ladder, expected[g.tobytes()], g) for g in groups}
         recon = start.believing(replace(start.corrections, rates=estimator.randoms(window, ladder, len(DRFS))))
-        found, _ = estimator.first_iteration(recon, lambda views, counts=counts: [counts[views.tobytes()]], lambda: None)
+        found, _ = first_iteration(recon, lambda views, counts=counts: [counts[views.tobytes()]], lambda: None)
         scales = [s["scale"] for s in found.corrections.scatter_scales]
         table = found.corrections.scatter
         assert table is not None

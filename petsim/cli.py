@@ -16,10 +16,13 @@ from petsim.settings import (
     DoseMode,
     FullDose,
     RandomsModel,
+    ReadOptions,
     ScatterModel,
     SimulationSettings,
     check_drfs,
 )
+
+DEFAULT_SCANNER = "biograph_vision_quadra"
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,16 @@ class MakeDataset:
     """Make a dose ladder of every subject: counts and images at full and at low dose."""
 
     source: Positional[tuple[str, ...]] = ()
-    """PET DICOM folder or NIfTI file, several allowed. None: generated whole-body patients."""
+    """PET DICOM folder, NIfTI file or list-mode file (see petsim thin), several allowed. None: generated whole-body
+    patients."""
     out: str = "petsim-dataset"
     """Folder of the dataset."""
     drf: tuple[str, ...] = ("4", "10", "20", "100")
     """Dose reduction factors; full dose (1) is always made."""
     drf_set: Literal["map-diff", "udpet", "unipet"] | None = None
     """A known set of factors instead: map-diff 2 4 10 20, udpet 4 10 20 50 100, unipet 2 3 6 12."""
-    scanner: str = "biograph_vision_quadra"
-    """Scanner, see `petsim scanners`, or a TOML file."""
+    scanner: str | None = None
+    """Scanner, see `petsim scanners`, or a TOML file. Default: biograph_vision_quadra; of list-mode files, their own."""
     mode: DoseMode = "thin"
     """How counts are reduced: thin = counts / DRF, binomially, at the rates of the full dose; window = counts / DRF, the
     middle of the scan; dose = injected dose / DRF, with fewer randoms and less dead time."""
@@ -102,7 +106,9 @@ class MakeDataset:
     ct_remove_table: bool = False
     """Take the couch out of the CT."""
     mu: str | None = None
-    """mu-map of the subject, NIfTI in 1/cm."""
+    """mu-map of the subject, NIfTI in 1/cm. Of list-mode files in the scanner's coordinates, as the CT."""
+    normalization: str | None = None
+    """Crystal efficiencies for list-mode files, .npy (crystals a ring, rings), or estimate: from the delayeds."""
     fov_mm: float | None = None
     """Transaxial field of view. Default: 480 for generated patients, else what the body needs."""
     center_mm: float | None = None
@@ -258,7 +264,7 @@ class Scanners:
 class Nema:
     """Measure a scanner on the virtual NEMA NU 2 bench, beside its published figures."""
 
-    scanner: str = "biograph_vision_quadra"
+    scanner: str = DEFAULT_SCANNER
     """Scanner, see `petsim scanners`, or a TOML file."""
     test: Literal["sensitivity", "scatter", "count-rate", "image-quality", "resolution", "all"] = "all"
     """What is measured; all leaves out image-quality and resolution, which reconstruct images and take minutes."""
@@ -347,14 +353,17 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def request_of(command: MakeDataset) -> Any:
     """The request that a make-dataset command stands for."""
-    from petsim.dataset import ReadOptions, Request, check_request
+    from petsim.dataset import Request, are_raw, check_request
     from petsim.projectors.choose import choose_backend
 
     images = bool(command.source)
+    scanner = command.scanner or DEFAULT_SCANNER
+    if are_raw(command.source):
+        scanner = _recorded_scanner(command)
     backend, _ = choose_backend(command.backend, command.device)
     drfs = parse_drfs(command.drf) if command.drf_set is None else DRF_SETS[command.drf_set]
     settings = SimulationSettings(
-        drf=drfs, scanner=command.scanner, mode=command.mode,
+        drf=drfs, scanner=scanner, mode=command.mode,
         preset=command.preset or ("standard" if images else "fast"),
         seed=command.seed, realizations=command.realizations,
         full_dose=command.full_dose or ("source" if images else "simulated"),
@@ -368,11 +377,22 @@ def request_of(command: MakeDataset) -> Any:
     read = ReadOptions(
         units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,
         injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct, mu=command.mu, ct_kvp=command.ct_kvp,
-        ct_without_table=command.ct_remove_table,
+        ct_without_table=command.ct_remove_table, normalization=command.normalization,
     )  # fmt: skip
     request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb)
     check_request(request)
     return request
+
+
+def _recorded_scanner(command: MakeDataset) -> str:
+    from pathlib import Path
+
+    from petsim.recorded import scanner_of
+
+    found = {scanner_of(Path(path), command.scanner) for path in command.source}
+    if len(found) > 1:
+        raise UsageError(f"SOURCE: list-mode files of {' and '.join(sorted(found))}; make a dataset of each")
+    return found.pop()
 
 
 def _make_dataset(command: MakeDataset) -> dict[str, Any]:
@@ -384,7 +404,7 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
         raise UsageError(f"--workers: must be at least 1, got {command.workers}")
     from petsim.geometry.scanner import load_scanner
 
-    load_scanner(command.scanner)
+    load_scanner(request.settings.scanner)
     if command.dry_run:
         from petsim.preview import preview
 

@@ -115,50 +115,6 @@ class Estimator:
             estimated += estimate_randoms(window, rates[:1], None)
         return estimated
 
-    def first_iteration(
-        self, start: Reconstructor, data: Data, step: Callable[[], None]
-    ) -> tuple[Reconstructor, np.ndarray]:
-        """Images after one iteration in which scatter is found, and the reconstructor with that scatter.
-
-        The iteration begins without scatter, simulates that of its images, goes on with it, and simulates once more at its
-        end; see `RELAXATION`.
-        """
-        subsets = self.plan.preset.subsets
-        alone = max(1, round(WITHOUT_SCATTER * subsets))
-        images = start.run(data, range(alone), step)
-        first = self.refreshed(start, images, data, FIRST_POINT_MM)
-        images = first.run(data, range(alone, subsets), step, images)
-        second = self.refreshed(first, images, data)
-        assert first.corrections.scatter is not None and second.corrections.scatter is not None
-        table = first.corrections.scatter.mixed(second.corrections.scatter, RELAXATION)
-        return second.believing(replace(second.corrections, scatter=table)), images
-
-    def refreshed(
-        self, reconstructor: Reconstructor, raw: np.ndarray, data: Data, point_mm: float = POINT_MM
-    ) -> Reconstructor:
-        """The reconstructor with the single scatter of its images `raw`, smoothed and scaled to tails beside the body."""
-        plan, corrections = self.plan, reconstructor.corrections
-        images = [
-            gaussian(
-                image / np.float32(r.counts_per_unit),
-                (SCATTER_FWHM_MM, SCATTER_FWHM_MM, SCATTER_FWHM_MM),
-                plan.grid.spacing_mm,
-            )
-            for image, r in zip(raw, corrections.rates, strict=True)
-        ]
-        table = single_scatter(
-            plan.layout,
-            np.stack(images),
-            corrections.mu_per_cm,
-            plan.grid,
-            plan.center_mm,
-            acceptance(plan.scanner),
-            point_mm=point_mm,
-        )
-        scales = tuple(fit_tails(reconstructor, table, data))
-        table = table.with_factor(np.array([s["scale"] for s in scales]))
-        return reconstructor.believing(replace(corrections, scatter=table, scatter_scales=scales))
-
 
 def estimate_randoms(
     window: DelayedWindow, rates: tuple[DoseRates, ...], ladder: DoseLadder | None
@@ -188,6 +144,48 @@ def estimate_randoms(
         recorded = list(drawn.reshape(-1, *full.shape))
     singles = [window.singles(counts, r.seconds) / r.live for counts, r in zip(recorded, rates, strict=True)]
     return tuple(replace(r, singles_cps=s, extra_cps2=0.0) for r, s in zip(rates, singles, strict=True))
+
+
+def first_iteration(start: Reconstructor, data: Data, step: Callable[[], None]) -> tuple[Reconstructor, np.ndarray]:
+    """Images after one iteration in which scatter is found, and the reconstructor with that scatter.
+
+    The iteration begins without scatter, simulates that of its images, goes on with it, and simulates once more at its
+    end; see `RELAXATION`.
+    """
+    subsets = start.plan.preset.subsets
+    alone = max(1, round(WITHOUT_SCATTER * subsets))
+    images = start.run(data, range(alone), step)
+    first = refreshed(start, images, data, FIRST_POINT_MM)
+    images = first.run(data, range(alone, subsets), step, images)
+    second = refreshed(first, images, data)
+    assert first.corrections.scatter is not None and second.corrections.scatter is not None
+    table = first.corrections.scatter.mixed(second.corrections.scatter, RELAXATION)
+    return second.believing(replace(second.corrections, scatter=table)), images
+
+
+def refreshed(reconstructor: Reconstructor, raw: np.ndarray, data: Data, point_mm: float = POINT_MM) -> Reconstructor:
+    """The reconstructor with the single scatter of its images `raw`, smoothed and scaled to tails beside the body."""
+    plan, corrections = reconstructor.plan, reconstructor.corrections
+    images = [
+        gaussian(
+            image / np.float32(r.counts_per_unit),
+            (SCATTER_FWHM_MM, SCATTER_FWHM_MM, SCATTER_FWHM_MM),
+            plan.grid.spacing_mm,
+        )
+        for image, r in zip(raw, corrections.rates, strict=True)
+    ]
+    table = single_scatter(
+        plan.layout,
+        np.stack(images),
+        corrections.mu_per_cm,
+        plan.grid,
+        plan.center_mm,
+        acceptance(plan.scanner),
+        point_mm=point_mm,
+    )
+    scales = tuple(fit_tails(reconstructor, table, data))
+    table = table.with_factor(np.array([s["scale"] for s in scales]))
+    return reconstructor.believing(replace(corrections, scatter=table, scatter_scales=scales))
 
 
 def fit_tails(reconstructor: Reconstructor, table: ScatterTable, data: Data) -> list[dict[str, Any]]:

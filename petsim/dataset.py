@@ -11,40 +11,8 @@ from typing import Any
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.subject import Subject
-from petsim.settings import SimulationSettings
+from petsim.settings import ReadOptions, SimulationSettings
 from petsim.workers import Report, in_processes, on_dask
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How image sources are read; `None` leaves a value to the source.
-
-    Parameters
-    ----------
-    units : str, optional
-        "bqml" or "suv".
-    sidecar : str, optional
-        JSON or CSV beside a NIfTI file.
-    fwhm_mm : float, optional
-        Resolution that the image has.
-    weight_kg, injected_mbq, uptake_s : float, optional
-    ct, mu : str, optional
-        CT or mu-map of the subject.
-    ct_kvp : float, optional
-    ct_without_table : bool
-        Take the couch out of the CT.
-    """
-
-    units: str | None = None
-    sidecar: str | None = None
-    fwhm_mm: float | None = None
-    weight_kg: float | None = None
-    injected_mbq: float | None = None
-    uptake_s: float | None = None
-    ct: str | None = None
-    mu: str | None = None
-    ct_kvp: float | None = None
-    ct_without_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,11 +102,11 @@ def configuration(request: Request) -> dict[str, Any]:
     from petsim.geometry.scanner import load_scanner
 
     scanner = load_scanner(request.settings.scanner)
-    read = {k: v for k, v in dataclasses.asdict(request.read).items() if k not in ("sidecar", "ct", "mu")}
+    files = request.read.files()
+    read = {k: v for k, v in dataclasses.asdict(request.read).items() if k not in ("sidecar", "ct", "mu", *files)}
     read["attenuation"] = "ct" if request.read.ct else "given" if request.read.mu else "default"
-    for k, path in (("ct", request.read.ct), ("mu", request.read.mu), ("sidecar", request.read.sidecar)):
-        if path:
-            read[f"{k}_sha256"] = _content_sha256(Path(path))
+    for k, path in files.items():
+        read[f"{k}_sha256"] = _content_sha256(Path(path))
     settings = dataclasses.asdict(request.settings)
     settings["drf"] = list(request.settings.ladder())
     settings["scanner"] = scanner.name
@@ -156,7 +124,7 @@ def configuration(request: Request) -> dict[str, Any]:
         "preset_values": dataclasses.asdict(request.settings.resolved_preset()),
         "scanner_fields": {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title")},
         "read": read,
-        "source": "image" if request.sources else "whole-body",
+        "source": "raw" if are_raw(request.sources) else "image" if request.sources else "whole-body",
         "save": sorted(request.save),
     }
 
@@ -252,19 +220,14 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
             (out / INDEX).unlink(missing_ok=True)
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
-
-
 def _with_absolute_paths(request: Request) -> Request:
-    names = ("sidecar", "ct", "mu")
     settings = request.settings
     if settings.scanner.endswith(".toml"):
         settings = replace(settings, scanner=str(Path(settings.scanner).absolute()))
     return replace(
         request, out=str(Path(request.out).absolute()), settings=settings,
         sources=tuple(str(Path(p).absolute()) for p in request.sources),
-        read=replace(request.read, **{name: _absolute(getattr(request.read, name)) for name in names}),
+        read=replace(request.read, **{name: str(Path(path).absolute()) for name, path in request.read.files().items()}),
     )  # fmt: skip
 
 
@@ -280,6 +243,8 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
     from petsim.simulation import simulate_plan
 
     out = Path(request.out)
+    if job.path is not None and are_raw((job.path,)):
+        return _make_recorded(job, request, digest, report)
     if job.seed is not None and (out / f"{job.name}.h5").exists():
         return {"name": job.name, "made": False}
     report(job.name, "reading", 0.0)
@@ -301,6 +266,45 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
 
         result.provenance["vary"] = described(settings)
     write_subject(path, _record(plan.subject, result, request, digest))
+    return _told(subject, result)
+
+
+def are_raw(sources: tuple[str, ...]) -> bool:
+    """Whether sources are raw data rather than images; a mixture is refused."""
+    from petsim.rawdata.formats import is_listmode
+
+    raw = [is_listmode(Path(path)) for path in sources]
+    if any(raw) and not all(raw):
+        raise UsageError("SOURCE: images and raw data were given together; make a dataset of each")
+    return any(raw)
+
+
+def _make_recorded(job: Job, request: Request, digest: str, report: Report) -> dict[str, Any]:
+    from petsim.cache.store import SubjectFile, write_subject
+    from petsim.memory import memory_budget
+    from petsim.rawdata.formats import open_listmode
+    from petsim.recorded import plan_recorded, reconstruct_recorded
+
+    out, settings = Path(request.out), request.settings
+    assert job.path is not None
+    report(job.name, "reading", 0.0)
+    source = open_listmode(Path(job.path), settings.scanner)
+    plan = plan_recorded(source, settings, request.read)
+    path = out / f"{plan.subject.name}.h5"
+    if path.exists():
+        with SubjectFile(path):
+            return {"name": plan.subject.name, "made": False}
+    _check_disk(out, plan, request)
+    subject, result = reconstruct_recorded(
+        source, plan, settings, request.read, memory_budget(request.memory_gb), "sinogram" in request.save,
+        lambda what, fraction: report(job.name, what, fraction),
+    )  # fmt: skip
+    report(job.name, "writing", 1.0)
+    write_subject(path, _record(subject, result, request, digest))
+    return _told(subject, result)
+
+
+def _told(subject: Subject, result: Any) -> dict[str, Any]:
     return {
         "name": subject.name,
         "made": True,
@@ -388,6 +392,11 @@ def check_request(request: Request) -> None:
         raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")
     if settings.full_dose == "source" and not request.sources:
         raise UsageError("--full-dose source: generated patients have no measured image; leave the flag out")
+    if are_raw(request.sources):
+        _check_raw(request)
+        return
+    if request.read.normalization is not None:
+        raise UsageError("--normalization: belongs to raw data; images and generated patients need none")
     if request.sources:
         return
     for flag, value in (("--ct", request.read.ct), ("--mu", request.read.mu), ("--source-units", request.read.units),
@@ -396,3 +405,18 @@ def check_request(request: Request) -> None:
             raise UsageError(f"{flag}: needs a SOURCE; generated patients bring their own")
     if request.read.ct_without_table:
         raise UsageError("--ct-remove-table: needs a SOURCE and its --ct")
+
+
+def _check_raw(request: Request) -> None:
+    """Refuse what says nothing about recorded data."""
+    usual = SimulationSettings()
+    names = ("counts", "duration_s", "slab_mm", "randoms", "corrections", "drift", "mu_shift", "truncation_mm",
+             "respiratory_mm", "vary")  # fmt: skip
+    flags = [f"--{'slab' if n == 'slab_mm' else n.replace('_', '-')}" for n in names
+             if getattr(request.settings, n) != getattr(usual, n)]  # fmt: skip
+    flags += ["--scatter monte-carlo"] if request.settings.scatter == "monte-carlo" else []
+    read = request.read
+    flags += [f"--{flag}" for flag, value in (("source-units", read.units), ("sidecar", read.sidecar),
+                                              ("source-fwhm-mm", read.fwhm_mm)) if value is not None]  # fmt: skip
+    if flags:
+        raise UsageError(f"{', '.join(flags)}: tells how to simulate or to read images; leave it out for raw data")

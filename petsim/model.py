@@ -12,6 +12,7 @@ from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
 from petsim.dose_rates import DoseRates, dose_rates
 from petsim.filters import gaussian
+from petsim.geometry.scanner import Scanner
 from petsim.physics.breathing import breathed
 from petsim.physics.monte_carlo import acceptance
 from petsim.physics.multiple_scatter import add_multiple
@@ -121,17 +122,22 @@ def at_doses(
     return replace(model, rates=_rates(plan, settings, photons.singles, scale))
 
 
+def with_sensitivity(scanner: Scanner) -> Scanner:
+    """The scanner with its published sensitivity, or else the predicted one."""
+    if scanner.sensitivity_cps_per_kbq is not None:
+        return scanner
+    return replace(scanner, sensitivity_cps_per_kbq=sensitivity(scanner))
+
+
 def _rates(plan: Plan, settings: SimulationSettings, singles: Singles, scale: float) -> tuple[DoseRates, ...]:
-    published = plan.scanner.sensitivity_cps_per_kbq is not None
-    scanner = plan.scanner if published else replace(plan.scanner, sensitivity_cps_per_kbq=sensitivity(plan.scanner))
-    level = counts_per_activity(scanner, settings.efficiency_spread)
+    level = counts_per_activity(with_sensitivity(plan.scanner), settings.efficiency_spread)
     name = plan.subject.injection.isotope
     rates = tuple(dose_rates(singles, d, settings.mode, plan.duration_s, name, level, scale) for d in settings.ladder())
     live = float(rates[0].live.min())
     if live < LEAST_LIVE:
         raise DataError(
             f"{plan.subject.name}: {plan.subject.total_mbq():.0f} MBq in the image leave the detector blocks of "
-            f"{scanner.name} live {100 * live:.0f} % of the time, beyond the range of the dead-time model "
+            f"{plan.scanner.name} live {100 * live:.0f} % of the time, beyond the range of the dead-time model "
             f"({100 * LEAST_LIVE:.0f} %); check units and "
             "--activity-mbq, or leave dead time out with --randoms none"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, differences, oracle
+from petsim.corrections import Estimator, differences, first_iteration, oracle
 from petsim.counts import CountStream, Storage, draw_by_component, draw_thinned
 from petsim.dose import DoseLadder
 from petsim.physics.randoms import DelayedWindow
@@ -129,8 +129,8 @@ class Realizations:
                 rates = estimator.randoms(self._window, ladder, wanted)
                 recon = recon.believing(replace(recon.corrections, rates=rates))
             raw, left = None, plan.preset.iterations
-            if estimator is not None and self._finds_scatter:
-                recon, first = estimator.first_iteration(recon, data, step)
+            if self._finds_scatter:
+                recon, first = first_iteration(recon, data, step)
                 if left > 1:
                     raw, left = first, left - 1
             raw = recon.finish(recon.run(data, order * left, step, raw))

@@ -46,6 +46,7 @@ _MU_SOURCES = {
     "pet_contour": "pet_contour: body outline and lungs found in the PET image itself; there is no CT, so bone is missing",
     "ct": "ct: from a CT of the subject",
     "given": "given: a mu-map supplied by the user",
+    "none": "none: attenuation is not corrected",
 }
 
 
@@ -76,6 +77,10 @@ class _Summary:
     @property
     def source_is_full_dose(self) -> bool:
         return self.provenance.get("full_dose") == "source"
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.provenance.get("full_dose") == "recorded"
 
     @property
     def realizations(self) -> int:
@@ -303,6 +308,8 @@ def _mode_text(s: _Summary) -> str:
 def _corrections_text(s: _Summary) -> str:
     kind = str(s.corrections.get("corrections", "unknown"))
     text = _CORRECTIONS.get(kind, kind)
+    if s.is_recorded:
+        return f"from each dose's own data: randoms from delayeds; crystal efficiencies {s.corrections.get('normalization')}"
     if kind != "estimated":
         return text
     drift, moved = s.corrections.get("normalization_drift", 0.0), s.configuration.get("mu_shift", 0.0)
@@ -315,6 +322,8 @@ def _corrections_text(s: _Summary) -> str:
 
 def _background_text(s: _Summary) -> str:
     forward = s.provenance.get("forward", {})
+    if s.is_recorded:
+        return "as recorded"
     return "; ".join(f"{name} {forward[name]}" for name in ("scatter", "randoms") if name in forward) or "unknown"
 
 
@@ -326,7 +335,7 @@ def _overview(subjects: list[_Summary]) -> str:
         injection = s.provenance.get("injection", {})
         rows.append([
             s.name, s.split, str(injection.get("tracer", "unknown")), _value(injection.get("weight_kg"), ",.1f"),
-            _value(injection.get("injected_mbq"), ",.1f"), _value(s.provenance.get("duration_s"), ",.0f"),
+            _value(injection.get("injected_mbq"), ",.1f"), _value(s.provenance.get("duration_s"), ",.4g"),
             _value(_mean(s.doses["prompts"][0]), ",.0f"), _value(_mean(s.doses["mbq_s_per_kg"][0]), ",.1f"),
             _percent(_mean(s.doses["liver_cov"][0])), _percent(_mean(s.doses["liver_cov"][-1])),
             str(s.provenance.get("mu_source", "unknown")), f"{len(s.warnings)}",
@@ -348,7 +357,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     shown = [figures.Shown(f"DRF {d:g}", _prompts(s, k), images[k][box]) for k, d in enumerate(s.drfs)]
     if s.source_is_full_dose:
         shown[0] = figures.Shown("DRF 1", "the source image", shown[0].image)
-    else:
+    elif not s.is_recorded:
         subtitle = "noise-free" if noise_free is not None else "source image"
         shown.insert(0, figures.Shown("Reference", subtitle, reference[box]))
     center = _middle(activity[box]) if place is None else tuple(
@@ -360,6 +369,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     cov = None if noise_free is None or place is None else coefficient_of_variation(noise_free, place, grid)
     how = str(s.provenance.get("noise_region", "unknown"))
     first = "source image (DRF 1) and every lower dose" if s.source_is_full_dose else "reference and every dose"
+    first = "every dose" if s.is_recorded else first
     where = f"the center of the red circle, where noise is measured: {how}" if outline else "the middle of the activity"
     parts = [
         f"<section><h2>{escape(s.name)} <span class=tag>{escape(s.split)}</span></h2>",
@@ -583,7 +593,7 @@ def _subject_facts(s: _Summary) -> list[tuple[str, str]]:
         ("Injected", _value(injection.get("injected_mbq"), ",.1f", " MBq")),
         ("Weight", _value(injection.get("weight_kg"), ",.1f", " kg")),
         ("Uptake", _value(None if injection.get("uptake_s") is None else injection["uptake_s"] / 60, ",.1f", " min")),
-        ("Scan duration", _value(at.get("duration_s"), ",.0f", " s")),
+        ("Scan duration", _value(at.get("duration_s"), ",.4g", " s")),
         ("In the image", f"{_percent(source['fraction_in_image'])} of the injected activity, decayed to scan start"
          if "fraction_in_image" in source else ""),
         ("Body", ", ".join(str(v) for v in (source.get("sex"), _value(source["height_cm"], ".1f", " cm"),

@@ -198,3 +198,48 @@ class SimulationSettings:
             self.subsets or p.subsets,
             p.filter_mm if self.filter_mm is None else self.filter_mm,
         )  # fmt: skip
+
+
+ESTIMATE = "estimate"
+"""Normalization of raw data that is estimated from its delayeds."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How sources are read; `None` leaves a value to the source.
+
+    Parameters
+    ----------
+    units : str, optional
+        "bqml" or "suv".
+    sidecar : str, optional
+        JSON or CSV beside a NIfTI file.
+    fwhm_mm : float, optional
+        Resolution that the image has.
+    weight_kg, injected_mbq, uptake_s : float, optional
+    ct, mu : str, optional
+        CT or mu-map of the subject; for raw data in the scanner's coordinates, whose origin is its center.
+    ct_kvp : float, optional
+    ct_without_table : bool
+        Take the couch out of the CT.
+    normalization : str, optional
+        Of raw data: NumPy file (.npy) of crystal efficiencies (crystals_per_ring, rings), or "estimate" for those from the
+        delayeds; None: all crystals alike.
+    """
+
+    units: str | None = None
+    sidecar: str | None = None
+    fwhm_mm: float | None = None
+    weight_kg: float | None = None
+    injected_mbq: float | None = None
+    uptake_s: float | None = None
+    ct: str | None = None
+    mu: str | None = None
+    ct_kvp: float | None = None
+    ct_without_table: bool = False
+    normalization: str | None = None
+
+    def files(self) -> dict[str, str]:
+        """Paths that are read beside the source, by option."""
+        names = ("sidecar", "ct", "mu") + (() if self.normalization == ESTIMATE else ("normalization",))
+        return {name: path for name in names if (path := getattr(self, name))}

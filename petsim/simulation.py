@@ -10,9 +10,12 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from data_recipes.resample import resample, resample_labels
+from data_recipes.subject import Subject
 from petsim.acquisition import AcquisitionModel
 from petsim.corrections import Estimator
 from petsim.counts import storage
+from petsim.dose_rates import DoseRates
+from petsim.geometry.sinogram import SinogramLayout
 from petsim.model import SAMPLED_VIEWS, build_model, expected_total
 from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
 from petsim.physics.sensitivity import sensitivity
@@ -125,7 +128,7 @@ def simulate_plan(
         sinograms=[one.sinogram for one in made if one.sinogram is not None] if keep_sinograms else None,
         provenance=_provenance(plan, settings, model, draws.estimator, [one.corrections for one in made]),
     )
-    _add_figures(result, plan)
+    add_figures(result, subject, plan.duration_s)
     if settings.full_dose == "source":
         _compare_noise(result, level)
     return result
@@ -216,15 +219,15 @@ def noise_region(simulation_like: np.ndarray, labels: np.ndarray | None, names: 
     return uniform_sphere(simulation_like, grid), "most uniform 30 mm sphere of above-average uptake (liver not labeled)"
 
 
-def _add_figures(result: Simulation, plan: Plan) -> None:
+def add_figures(result: Simulation, subject: Subject, duration_s: float) -> None:
     """Add dose figures and the measured noise to the count table."""
-    box, how = noise_region(result.activity_bqml, result.labels, plan.subject.label_names, result.grid)
+    box, how = noise_region(result.activity_bqml, result.labels, subject.label_names, result.grid)
     result.provenance["noise_region"] = how if box is not None else "none found"
     result.provenance["noise_sphere"] = None if box is None else [[b.start, b.stop] for b in box]
-    activity, weight = plan.subject.activity_at_scan_mbq(), plan.subject.injection.weight_kg
+    activity, weight = subject.activity_at_scan_mbq(), subject.injection.weight_kg
     for row in result.counts:
         image = result.images[result.drfs.index(row["drf"]), row["realization"]]
-        row["mbq_s_per_kg"] = activity * plan.duration_s / weight / row["drf"] if activity and weight else None
+        row["mbq_s_per_kg"] = activity * duration_s / weight / row["drf"] if activity and weight else None
         row["liver_cov"] = coefficient_of_variation(image, box, result.grid) if box is not None else None
 
 
@@ -253,11 +256,8 @@ def _compare_noise(result: Simulation, level: float) -> None:
         )
 
 
-def _provenance(
-    plan: Plan, settings: SimulationSettings, model: AcquisitionModel, estimator: Estimator | None,
-    found: list[dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
-    layout, preset = plan.layout, plan.preset
+def describe_layout(layout: SinogramLayout) -> dict[str, Any]:
+    """A sinogram layout for the provenance, JSON types."""
     merged = {
         "crystals": f"{layout.merge_transaxial} transaxial x {layout.merge_axial} axial",
         "span": f"{layout.span} in merged rings, maximum ring difference {layout.max_ring_difference}",
@@ -265,13 +265,26 @@ def _provenance(
         if layout.is_tof
         else "no TOF",
     }
-    missing = [name for name, off in (("scatter", settings.scatter == "none"), ("randoms", settings.randoms == "none"),
-                                      ("dead time", settings.randoms == "none")) if off]  # fmt: skip
-    rates = [
+    return {"views": layout.views, "radials": layout.radials, "tof_bins": layout.tof_bins, "planes": layout.planes,
+            "merged": merged}  # fmt: skip
+
+
+def describe_rates(rates: tuple[DoseRates, ...]) -> list[dict[str, Any]]:
+    """Rates by dose for the provenance, JSON types."""
+    return [
         {"drf": r.drf, "seconds": r.seconds, "mean_singles_cps": float(r.singles_cps.mean()),
          "mean_live_fraction": float(r.live.mean())}
-        for r in model.rates
+        for r in rates
     ]  # fmt: skip
+
+
+def _provenance(
+    plan: Plan, settings: SimulationSettings, model: AcquisitionModel, estimator: Estimator | None,
+    found: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    preset = plan.preset
+    missing = [name for name, off in (("scatter", settings.scatter == "none"), ("randoms", settings.randoms == "none"),
+                                      ("dead time", settings.randoms == "none")) if off]  # fmt: skip
     return {
         "scanner": plan.scanner.name,
         "scanner_title": plan.scanner.title,
@@ -279,8 +292,7 @@ def _provenance(
         "realizations": "independent",
         "sensitivity_cps_per_kbq": plan.scanner.sensitivity_cps_per_kbq or sensitivity(plan.scanner),
         "sensitivity": "published" if plan.scanner.sensitivity_cps_per_kbq else "predicted",
-        "layout": {"views": layout.views, "radials": layout.radials, "tof_bins": layout.tof_bins,
-                   "planes": layout.planes, "merged": merged},
+        "layout": describe_layout(plan.layout),
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
             "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")) if settings.psf else None,
@@ -295,7 +307,7 @@ def _provenance(
             "voxel_mm": list(plan.simulation_grid.spacing_mm), "isotope": plan.subject.injection.isotope,
             "scatter": settings.scatter, "randoms": settings.randoms, "respiratory_mm": settings.respiratory_mm,
         },
-        "rates": rates,
+        "rates": describe_rates(model.rates),
         "duration_s": plan.duration_s,
         "fov_mm": plan.fov_mm,
         "full_dose": settings.full_dose,

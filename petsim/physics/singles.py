@@ -77,6 +77,20 @@ class DetectorAreas:
         ]
         return smooth[0] / np.maximum(smooth[1], 1e-9)
 
+    def at_crystals(self, values: np.ndarray) -> np.ndarray:
+        """A map over the areas (across, along), interpolated at all crystals: float64 (crystals_per_ring, rings)."""
+        xy = self.scanner.crystal_xy_mm(np.arange(self.scanner.crystals_per_ring) + 0.5)
+        lower, share = self._around(xy)
+        by_crystal = (1 - share) * values[lower % self.across] + share * values[(lower + 1) % self.across]
+        z = self.scanner.ring_z_mm(np.arange(self.scanner.rings))
+        return np.stack([np.interp(z, self.middles_mm, row) for row in by_crystal])
+
+    def _around(self, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The area before a place around the ring, and the share (n, 1) of the next one."""
+        around = (np.arctan2(xy[:, 1], xy[:, 0]) / (2 * np.pi)) % 1.0 * self.across - 0.5
+        lower = np.floor(around).astype(np.int64)
+        return lower, (around - lower)[:, None]
+
     def at_ends(self, layout: SinogramLayout, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A map over the areas, at the ends of LORs.
 
@@ -93,9 +107,7 @@ class DetectorAreas:
         """
         place = (np.arange(layout.crystals)[:, None] * layout.merge_transaxial + np.arange(layout.merge_transaxial)) + 0.5
         xy = self.scanner.crystal_xy_mm(place).mean(axis=1)
-        around = (np.arctan2(xy[:, 1], xy[:, 0]) / (2 * np.pi)) % 1.0 * self.across - 0.5
-        lower = np.floor(around).astype(np.int64)
-        share = (around - lower)[:, None]
+        lower, share = self._around(xy)
         by_crystal = (1 - share) * values[lower % self.across] + share * values[(lower + 1) % self.across]
         plane_z = layout.plane_z_mm()
         ends = []

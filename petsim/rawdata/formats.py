@@ -29,6 +29,11 @@ def format_of(path: Path) -> Format:
     raise UsageError(f"{path.name}: no list-mode format has this ending; known are {listed}")
 
 
+def is_listmode(path: Path) -> bool:
+    """Whether a name ends like that of a list-mode file."""
+    return any(path.name.lower().endswith(suffix.lower()) for format in formats().values() for suffix in format.SUFFIXES)
+
+
 def suffix_of(path: Path) -> str:
     """The ending of a list-mode file's name, which its format is known by."""
     return max((s for s in format_of(path).SUFFIXES if path.name.lower().endswith(s.lower())), key=len)

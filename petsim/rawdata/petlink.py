@@ -2,8 +2,10 @@
 
 A word is, from its highest bit: 0 and 1 for a prompt or 0 for a delayed, then 30 bits of the address of a span 1 sinogram
 (plane, view, projection); or 1 and a tag: 00 elapsed time, 01 singles of a block, 1 others (PETLINK guideline J1, Siemens;
-bits and the order of segments, 0 -1 +1 -2 +2 ..., as in STIR's CListRecordECAT8_32bit and stir_ecat_common). Whether singles
-are stored in units of the header's "singles scale factor" is assumed. Dates and times of day are not kept.
+bits and the order of segments, 0 -1 +1 -2 +2 ..., as in STIR's CListRecordECAT8_32bit and stir_ecat_common). Ring 0 of an
+address lies deepest in the gantry (STIR, DiscretisedDensity.inl), at the head of a patient who lies head first, so that
+our rings, which rise towards the head, run the other way. Whether singles are stored in units of the header's "singles scale
+factor" is assumed. Dates and times of day are not kept.
 """
 
 from collections.abc import Iterator
@@ -97,6 +99,9 @@ def read(path: Path, scanner: Scanner | None = None) -> Listmode:
     stated = int(float(keys.get("total listmode word counts", words)))
     if stated != words:
         warnings.append(f"{data.name}: holds {words} words but its header says {stated}; the rest of the scan is missing")
+    position = keys.get("patient orientation", "HFS")
+    if position != "HFS":
+        warnings.append(f"{path.name}: the patient lies {position}; axes of images are right for one who lies HFS")
     injection, known = _injection(keys)
     dose = _dose(keys)
     fields = {"time", "delayeds"} | ({"singles"} if blocks else set()) | ({"injection"} if known else set())
@@ -190,8 +195,9 @@ def _siemens_planes(layout: SinogramLayout) -> tuple[np.ndarray, np.ndarray]:
     rings, of_pair = [], np.full((layout.rings, layout.rings), -1, np.int32)
     for segment in range(layout.max_ring_difference + 1):
         for difference in (-segment, segment) if segment else (0,):
-            for ring in range(layout.rings - segment):
-                pair = (ring - min(difference, 0), ring + max(difference, 0))
+            for place in range(layout.rings - segment):
+                ring1, ring2 = place - min(difference, 0), place + max(difference, 0)
+                pair = (layout.rings - 1 - ring1, layout.rings - 1 - ring2)
                 of_pair[pair] = len(rings)
                 rings.append(pair)
     return np.array(rings, np.uint16), of_pair

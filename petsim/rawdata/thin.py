@@ -47,7 +47,7 @@ class Ladder:
         if self.complement and self.mode != "thin":
             raise UsageError(f"--complement: what mode {self.mode} leaves out is no scan of its own; use --mode thin")
 
-    def dose_ladder(self, realization: int = 0) -> DoseLadder:
+    def dose_ladder(self, realization: int) -> DoseLadder:
         """Random numbers of the events."""
         return DoseLadder(self.drfs, self.seed, "events", realization)
 
@@ -59,8 +59,8 @@ def window_s(header: Header, drf: float) -> tuple[float, float]:
     return start / 1000, (start + length) / 1000
 
 
-def levels_of(source: Listmode, ladder: Ladder) -> Levels:
-    """Which events are kept at which dose."""
+def levels_of(source: Listmode, ladder: Ladder, realization: int = 0) -> Levels:
+    """Which events are kept at which dose; another realization keeps others, but for a window."""
     header = source.header
     if ladder.mode == "window":
         if "time" not in header.fields:
@@ -74,7 +74,7 @@ def levels_of(source: Listmode, ladder: Ladder) -> Levels:
             return levels
 
         return inside
-    own = ladder.dose_ladder()
+    own = ladder.dose_ladder(realization)
     if ladder.mode == "thin":
         return lambda events, first: own.levels(len(events), first)
     from petsim.rawdata.lower_dose import kept_shares

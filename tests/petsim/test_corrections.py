@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_recipes.phantoms.analytic import cylinder
-from petsim.corrections import Estimator, differences, oracle
+from petsim.corrections import Estimator, differences, first_iteration, oracle, refreshed
 from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
 from petsim.model import build_model
@@ -38,7 +38,7 @@ def estimate(plan, model, seen, realization=0):
     def data(views):
         return [draw_thinned(ladder, model.expected(views), views)]
 
-    return estimator.first_iteration(start.believing(replace(start.corrections, rates=rates)), data, lambda: None)[0]
+    return first_iteration(start.believing(replace(start.corrections, rates=rates)), data, lambda: None)[0]
 
 
 def test_the_estimate_does_not_look_at_the_truth(modeled):
@@ -130,7 +130,7 @@ def test_the_fallback_of_a_first_pass_allows_for_scatter_in_its_image(modeled):
         return [model.expected(views)[None] / 1e6]
 
     images = start.run(data, range(plan.preset.subsets))
-    found = estimator.refreshed(start, images, data)
+    found = refreshed(start, images, data)
     assert found.corrections.scatter_scales[0]["how"] == "fallback"
     views = np.arange(0, plan.layout.views, 5)
     assert model.scatter is not None and found.corrections.scatter is not None

@@ -1,0 +1,351 @@
+"""Raw data of a scanner as a subject: its counts at every dose, reconstructed with corrections from each dose's own data."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.contour import read_ct, read_mu
+from data_recipes.errors import DataError, UsageError
+from data_recipes.subject import Injection, Subject
+from petsim.corrections import first_iteration
+from petsim.counts import CountStream
+from petsim.dose_rates import DoseRates, dose_rates
+from petsim.geometry.pair_bins import PairBins
+from petsim.geometry.scanner import scanner_names
+from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout, fitting_grid, preset_layout, tof_bins_for
+from petsim.model import with_sensitivity
+from petsim.physics.normalization import counts_per_activity, normalization
+from petsim.physics.randoms import DelayedWindow
+from petsim.physics.singles import no_singles
+from petsim.plan import Plan
+from petsim.projectors.choose import projector_class
+from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
+from petsim.rawdata.events import Header, Listmode, rings_of
+from petsim.rawdata.formats import open_listmode
+from petsim.rawdata.lower_dose import Delayeds, singles_of
+from petsim.rawdata.recorded_counts import RecordedCounts
+from petsim.rawdata.thin import Ladder, levels_of, select
+from petsim.reconstruct import Corrections, Reconstructor
+from petsim.settings import ESTIMATE, ReadOptions, SimulationSettings
+from petsim.simulation import Progress, Simulation, add_figures, describe_layout, describe_rates
+
+FOV_MM = 600.0
+"""Largest transaxial field of view where none is given: it holds a patient's arms."""
+
+
+def scanner_of(path: Path, given: str | None) -> str:
+    """Name (or TOML file) of the scanner that made a raw file: the given one, else what the file says.
+
+    Raises
+    ------
+    DataError
+        The file does not name a scanner of the library.
+    """
+    scanner = rings_of(open_listmode(path, given).header)
+    if given is not None:
+        return given
+    if scanner.name not in scanner_names():
+        raise DataError(
+            f"{path.name}: was made with {scanner.name}, which the library lacks; describe it with --scanner FILE.toml"
+        )
+    return scanner.name
+
+
+def reconstruct_recorded(
+    source: Listmode,
+    plan: Plan,
+    settings: SimulationSettings,
+    options: ReadOptions,
+    budget_bytes: float = 8e9,
+    keep_sinograms: bool = False,
+    progress: Progress = lambda what, fraction: None,
+) -> tuple[Subject, Simulation]:
+    """Reconstruct a list-mode file at every dose.
+
+    Randoms come from the delayeds of each dose and realization, scatter from its own image where there is attenuation.
+
+    Parameters
+    ----------
+    source : Listmode
+    plan : Plan
+        Of `plan_recorded`.
+    settings : SimulationSettings
+    options : ReadOptions
+    budget_bytes : float
+    keep_sinograms : bool
+    progress : callable
+
+    Returns
+    -------
+    tuple
+        The subject, whose activity is the reconstruction of all counts; and its images, counts and provenance.
+
+    Raises
+    ------
+    UsageError, DataError
+    """
+    if settings.mode == "window" and settings.realizations > 1:
+        raise UsageError("--realizations: the middle of a recorded scan is there once; leave it out, or use --mode thin")
+    warnings = [*source.warnings, *plan.warnings]
+    progress("reading events", 0.0)
+    made = []
+    for number in range(settings.realizations):
+        one = _Recorded(source, plan, settings, options, number, budget_bytes, warnings)
+        done = number / settings.realizations
+        made.append(one.reconstruct(keep_sinograms, lambda share, done=done: progress(
+            "reconstructing", done + share / settings.realizations)))  # fmt: skip
+    images = np.stack([m.images for m in made], axis=1)
+    # The post-filter's rounding may leave -1e-28.
+    subject = replace(plan.subject, activity_bqml=np.maximum(images[0, 0], 0))
+    result = Simulation(
+        grid=plan.grid, drfs=settings.ladder(), images=images, noise_free=None, activity_bqml=subject.activity_bqml,
+        mu_per_cm=made[0].mu_per_cm, labels=None, counts=[row for m in made for row in m.rows],
+        sinograms=[m.sinogram for m in made if m.sinogram is not None] if keep_sinograms else None,
+        provenance=_provenance(source.header, plan, settings, options, made, warnings),
+    )  # fmt: skip
+    add_figures(result, subject, plan.duration_s)
+    return subject, result
+
+
+def events_sha256(source: Listmode) -> str:
+    """Hash of all events, whatever file holds them."""
+    digest = hashlib.sha256()
+    for block in source.blocks():
+        digest.update(block.events.tobytes())
+    return digest.hexdigest()
+
+
+def plan_recorded(source: Listmode, settings: SimulationSettings, options: ReadOptions) -> Plan:
+    """Layout, grid and attenuation for a list-mode file."""
+    header = source.header
+    if header.dose is not None:
+        raise DataError(f"{source.name}: is at DRF {header.dose.drf:g} already; give the full dose")
+    scanner = rings_of(header)
+    preset = settings.resolved_preset()
+    fov = settings.fov_mm or min(FOV_MM, 20 * int(1.8 * scanner.inner_radius_mm / 20))
+    layout = _odd_tof(preset_layout(scanner, preset, fov), header, fov)
+    if preset.subsets > layout.views:
+        raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
+    center = (0.0, 0.0, settings.center_mm or 0.0)
+    grid = fitting_grid(layout, preset.voxel_mm, preset.voxel_mm, fov, scanner.axial_length_mm, center)
+    warnings, mu, mu_source = [], None, None
+    if options.mu is not None and options.ct is not None:
+        raise UsageError("--ct, --mu: both were given; leave one out")
+    if options.mu is not None:
+        mu, mu_source = read_mu(options.mu, grid), "given"
+    elif options.ct is not None:
+        mu, mu_source = read_ct(options.ct, grid, kvp=options.ct_kvp, without_table=options.ct_without_table), "ct"
+    else:
+        warnings.append("no --mu or --ct: attenuation and scatter are not corrected, so that activity is too low inside")
+    if options.normalization is None:
+        warnings.append("no --normalization: all crystals count as alike (estimate: efficiencies from the delayeds)")
+    if "delayeds" not in header.fields:
+        warnings.append("the data have no delayeds: randoms are not corrected")
+    known = header.injection if "injection" in header.fields else Injection()
+    injection = Injection(
+        known.isotope, known.tracer, options.injected_mbq or known.injected_mbq,
+        known.uptake_s if options.uptake_s is None else options.uptake_s, options.weight_kg or known.weight_kg,
+        header.duration_s,
+    )  # fmt: skip
+    sha256 = events_sha256(source)
+    # What is in the field of view is not known before it is reconstructed.
+    subject = Subject(
+        name=f"subject-{sha256[:8]}", content_sha256=sha256, activity_bqml=np.ones(grid.shape, np.float32), grid=grid,
+        injection=injection, mu_per_cm=np.zeros(grid.shape, np.float32) if mu is None else mu, mu_source=mu_source or "none",
+        is_noisy=True, provenance={"kind": "list mode", "license": "unknown: ask whoever gave the source"},
+    )  # fmt: skip
+    return Plan(subject, subject, scanner, layout, preset, grid, grid, center, fov, header.duration_s, (0.0, 0.0, 0.0),
+                tuple(warnings))  # fmt: skip
+
+
+def _odd_tof(layout: SinogramLayout, header: Header, fov_mm: float) -> SinogramLayout:
+    """The layout with an odd number of the events' TOF bins merged, so that these fall into one bin each; or without TOF."""
+    scanner = layout.scanner
+    if not layout.is_tof or header.tof_bins == 1:
+        return replace(layout, merge_tof=0, tof_bins=1)
+    finest = scanner.given("tof_bin_ps")
+    own = max(1, round(header.tof_bin_ps / finest))
+    merge = own * max(1, 2 * ((layout.merge_tof // own - 1) // 2) + 1)
+    if merge % 2 == 0:
+        raise DataError(
+            f"{scanner.name}: events in TOF bins of {own} x {finest:g} ps cannot be sorted; an odd number is needed"
+        )
+    return replace(layout, merge_tof=merge, tof_bins=tof_bins_for(scanner, merge, fov_mm, TOF_SIGMAS))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One realization."""
+
+    images: np.ndarray
+    rows: list[dict[str, Any]]
+    sinogram: np.ndarray | None
+    mu_per_cm: np.ndarray
+    scales: list[dict[str, Any]]
+    rates: tuple[DoseRates, ...]
+
+
+class _Recorded:
+    """Counts of one realization, and what is estimated from them."""
+
+    def __init__(self, source: Listmode, plan: Plan, settings: SimulationSettings, options: ReadOptions, number: int,
+                 budget_bytes: float, warnings: list[str]) -> None:  # fmt: skip
+        self._plan, self._settings, self._number = plan, settings, number
+        drfs = settings.ladder()
+        levels_for = levels_of(source, Ladder(drfs, settings.mode, settings.seed), number)
+        window = DelayedWindow.of(plan.layout)
+        pairs = PairBins.of(replace(plan.layout, merge_tof=0, tof_bins=1))
+        delayeds, fans = [Delayeds(window, plan.layout) for _ in drfs], FanCounts(pairs)
+
+        def seen(events: np.ndarray, levels: np.ndarray) -> None:
+            late = events["is_delayed"] > 0
+            chosen, own = events[late], levels[late]
+            fans.add(chosen)
+            for k, counter in enumerate(delayeds):
+                counter.add(select(chosen, own, k + 1, 255))
+
+        needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
+        self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen)
+        self._rates, smooth = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
+        self._areas = window.areas
+        self._efficiencies = self._normalization(options, pairs, fans.counts, smooth)
+        if self._counts.outside and number == 0:
+            share = self._counts.outside / (self._counts.outside + len(self._counts.within))
+            warnings.append(f"{100 * share:.1f} % of the prompts lie outside the {plan.fov_mm:g} mm field of view")
+
+    def _estimated_rates(
+        self, header: Header, window: DelayedWindow, delayeds: list[np.ndarray]
+    ) -> tuple[tuple[DoseRates, ...], np.ndarray]:
+        """Rates by dose with singles from that dose's delayeds; singles at full dose at all crystals."""
+        scanner, settings, isotope = self._plan.scanner, self._settings, self._plan.subject.injection.isotope
+        level = counts_per_activity(with_sensitivity(scanner), 0.0)
+        found = no_singles(scanner)
+        if delayeds[0].any():
+            found = singles_of(scanner, window, delayeds[0], header.duration_s, isotope)[0]
+        rates = []
+        for drf, counts in zip(settings.ladder(), delayeds, strict=True):
+            one = dose_rates(found, drf, settings.mode, header.duration_s, isotope, level, 1.0)
+            singles = window.singles(counts, one.seconds) / one.live
+            rates.append(replace(one, singles_cps=singles, extra_cps2=0.0))
+        return tuple(rates), window.areas.at_crystals(rates[0].singles_cps)
+
+    def _normalization(self, options: ReadOptions, pairs: PairBins, fans: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+        scanner = self._plan.scanner
+        real = np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
+        if options.normalization is None:
+            return real.astype(np.float32)
+        if options.normalization == ESTIMATE:
+            if not fans.any():
+                raise DataError("--normalization estimate: the data have no delayeds to estimate from; give a .npy file")
+            return estimate_efficiencies(pairs, fans, smooth)
+        return read_efficiencies(Path(options.normalization), real)
+
+    def reconstruct(self, keep_sinogram: bool, progress: Callable[[float], None]) -> _Made:
+        plan, settings = self._plan, self._settings
+        mu = plan.subject.mu_per_cm
+        assert mu is not None
+        corrections = Corrections(mu, self._efficiencies, self._rates, self._areas)
+        recon = Reconstructor(plan, projector_class(settings.backend), corrections, settings.psf)
+        preset, order = plan.preset, list(range(plan.preset.subsets))
+        finds_scatter = settings.scatter != "none" and bool(mu.any())
+        updates, done = preset.subsets * (max(2, preset.iterations) if finds_scatter else preset.iterations), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress(done / updates)
+
+        with CountStream(self._counts.draw, "redrawn", plan.images_at_once) as stream:
+            raw, left = None, preset.iterations
+            if finds_scatter:
+                recon, first = first_iteration(recon, stream.read, step)
+                if left > 1:
+                    raw, left = first, left - 1
+            images = recon.finish(recon.run(stream.read, order * left, step, raw))
+            prompts = stream.totals()
+        rows = self._rows(recon, prompts)
+        views = np.arange(plan.layout.views)
+        return _Made(images, rows, self._counts.draw(views) if keep_sinogram else None, mu,
+                     list(recon.corrections.scatter_scales), self._rates)  # fmt: skip
+
+    def _rows(self, recon: Reconstructor, prompts: np.ndarray) -> list[dict[str, Any]]:
+        """Counts by dose: prompts as recorded in the field of view, scatter and randoms as estimated, trues the rest."""
+        plan, settings = self._plan, self._settings
+        totals = np.zeros((len(prompts), 2))
+        scatter = recon.corrections.scatter
+        for subset in range(plan.preset.subsets):
+            for views in recon.groups(subset):
+                norm = normalization(plan.layout, self._efficiencies, views)
+                for k, rates in enumerate(self._rates):
+                    factor = norm * recon.in_bins.live(views, k)
+                    totals[k, 0] += (factor * recon.in_bins.randoms(views, k)).sum(dtype=np.float64) * plan.layout.tof_bins
+                    if scatter is not None:
+                        shape = scatter.at(plan.layout, views, k).sum(axis=2) * factor
+                        totals[k, 1] += shape.sum(dtype=np.float64) * rates.counts_per_unit
+        rows = []
+        for drf, recorded, (randoms, scattered) in zip(settings.ladder(), prompts.tolist(), totals.tolist(), strict=True):
+            trues = max(recorded - randoms - scattered, 0.0)
+            rows.append({
+                "drf": drf, "realization": self._number, "mode": settings.mode, "seed": settings.seed, "prompts": recorded,
+                "trues": recorded - round(scattered) - round(randoms), "scatter": round(scattered),
+                "randoms": round(randoms), "nec": trues**2 / recorded if recorded else 0.0,
+            })  # fmt: skip
+        return rows
+
+
+def read_efficiencies(path: Path, real: np.ndarray) -> np.ndarray:
+    """Crystal efficiencies from a NumPy file, relative to their mean.
+
+    Parameters
+    ----------
+    path : Path
+        .npy, (crystals_per_ring, rings), 0 where a crystal does not count; virtual ones included.
+    real : ndarray
+        bool, same shape.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(
+            f"--normalization {path.name}: {error.strerror or 'not a .npy file'}; give efficiencies as .npy"
+        ) from None
+    except ValueError:
+        raise DataError(
+            f"--normalization {path.name}: not a .npy file of numbers; save efficiencies with numpy.save"
+        ) from None
+    if getattr(values, "shape", None) != real.shape or values.dtype.kind not in "fiu":
+        raise DataError(
+            f"--normalization {path.name}: must hold one number for each of {real.shape} crystals a ring and rings, virtual "
+            f"ones counted; it has {getattr(values, 'shape', 'several arrays')}"
+        )
+    if not np.isfinite(values).all() or values.min() < 0 or not (values[real] > 0).any():
+        raise DataError(f"--normalization {path.name}: efficiencies must be finite, 0 or more, and not all 0")
+    values = np.where(real, values, 0).astype(np.float64)
+    return (values / values[real].mean()).astype(np.float32)
+
+
+def _provenance(
+    header: Header, plan: Plan, settings: SimulationSettings, options: ReadOptions, made: list[_Made], warnings: list[str]
+) -> dict[str, Any]:
+    preset, scanner = plan.preset, plan.scanner
+    how = {None: "none: all crystals alike", ESTIMATE: "estimated from the delayeds"}
+    return {
+        "scanner": scanner.name, "scanner_title": scanner.title, "realizations": "rethinned", "full_dose": "recorded",
+        "not_modeled": [],
+        "layout": describe_layout(plan.layout),
+        "reconstruction": {
+            "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
+            "psf_fwhm_mm": list(scanner.given("resolution_fwhm_mm")) if settings.psf else None,
+            "post_filter_fwhm_mm": preset.filter_mm, "corrections": "estimated",
+            "normalization": how.get(options.normalization, "given"),
+            "by_realization": [{"scatter_scales": m.scales} for m in made],
+        },
+        "rates": describe_rates(made[0].rates),
+        "sensitivity": "published" if scanner.sensitivity_cps_per_kbq else "predicted",
+        "duration_s": header.duration_s, "fov_mm": plan.fov_mm, "mu_source": plan.subject.mu_source,
+        "truth_is_noisy": True, "warnings": warnings,
+    }  # fmt: skip
