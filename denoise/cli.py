@@ -32,10 +32,10 @@ class Train:
     """How often each dose is drawn, relative to the others. Default: evenly."""
     rotate: bool = False
     """Turn patches by random quarters about the axis of the scanner, besides the flips."""
-    target: Literal["noise-free", "complement", "full", "independent"] = "noise-free"
-    """noise-free: the reconstruction of the expected counts (simulated subjects only); complement: the counts that the
-    input lacks; full: the nested full dose, whose best estimate copies noise; independent: the full dose of another
-    realization."""
+    target: Literal["noise-free", "complement", "full", "independent"] | None = None
+    """noise-free: the reconstruction of the expected counts (default; simulated subjects only); complement: the counts that
+    the input lacks (default for recorded data); full: the nested full dose, whose best estimate copies noise; independent:
+    the full dose of another realization."""
     live: str | None = None
     """Folder of a cache that petsim serve-cache fills: train on its fresh realizations, as far as there are any."""
     on_the_fly: bool = False
@@ -179,14 +179,16 @@ def _run(command: Any) -> dict[str, Any]:
 
 def _train(command: Train) -> dict[str, Any]:
     import os
-    from dataclasses import fields
+    from dataclasses import fields, replace
 
+    from denoise.data import usual_target
     from denoise.live import check_live
     from denoise.train import TrainSettings, train, trained_doses
     from petsim.cache.store import read_index
     from petsim.progress import progress_bar
     from petsim.serve import ServeOptions, start
 
+    command = replace(command, target=command.target or usual_target(Path(command.data)))
     settings = TrainSettings(**{
         f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}
     })  # fmt: skip

@@ -82,6 +82,8 @@ class Ladder:
     scanner, mode : str
     inserted : bool
         Noise was inserted below a measured full dose, whose own noise it does not share.
+    recorded : bool
+        Realizations are thinnings of one recorded scan.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Ladder:
     scanner: str
     mode: str
     inserted: bool
+    recorded: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -170,7 +173,7 @@ def read_ladder(path: Path) -> Ladder:
         known = "reference/noise_free" in f.h5
         drfs, spacing, mode = tuple(f.drfs), f.spacing_mm, str(f.h5["doses"].attrs["mode"])
         nec = f.doses()["nec"]
-        scanner, inserted = str(f.attribute("scanner")), f.json("provenance").get("full_dose") == "source"
+        scanner, full_dose = str(f.attribute("scanner")), f.json("provenance").get("full_dose")
     images = MappedImages(path, "recon", factor)
     clean = MappedImages(path, "reference/noise_free", factor) if known else None
     levels = [[noise_level(images.volume(d, r)) for r in range(images.shape[1])] for d in range(len(drfs))]
@@ -178,8 +181,18 @@ def read_ladder(path: Path) -> Ladder:
     length_m = images.shape[-1] * spacing[2] / 1000
     return Ladder(
         path.stem, drfs, images, clean, body.astype(np.int32), levels, np.log(np.maximum(nec, 1.0) / length_m), spacing,
-        factor, scanner, mode, inserted,
+        factor, scanner, mode, full_dose == "source", full_dose == "recorded",
     )  # fmt: skip
+
+
+def usual_target(folder: Path) -> Target:
+    """Target of a dataset where none is named: the complement for recorded data, else the noise-free image."""
+    entries = read_index(folder)["subjects"]
+    if entries:
+        with SubjectFile(folder / entries[0]["file"]) as f:
+            if f.json("provenance").get("full_dose") == "recorded":
+                return "complement"
+    return "noise-free"
 
 
 def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
@@ -198,11 +211,17 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
     first = ladders[0]
     for ladder in ladders:
         if target == "noise-free" and ladder.noise_free is None:
-            raise DataError(f"{ladder.name}: a measured image has no noise-free reference; train with --target full")
+            instead = "complement" if ladder.recorded else "full"
+            raise DataError(f"{ladder.name}: measured data have no noise-free reference; train with --target {instead}")
         if target == "complement" and ladder.inserted:
             raise DataError(
                 f"{ladder.name}: the full dose is a measured image with noise of its own, so that no complement is "
                 "independent of the input; train with --target full"
+            )
+        if target == "independent" and ladder.recorded:
+            raise DataError(
+                f"{ladder.name}: realizations of recorded data are thinned from one scan, none is independent of another; "
+                "train with --target complement"
             )
         if target == "independent" and (ladder.inserted or ladder.realizations < 2):
             raise DataError(

@@ -122,6 +122,8 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
         images, save = known["source"] == "image", tuple(known["save"])
     except KeyError as error:
         raise DataError(f"{subject}: its configuration has no {error}; make it again") from None
+    if known["source"] == "raw":
+        raise DataError(f"{folder.name}: recorded scans have one draw of the noise; fresh ones need simulated subjects")
     if images and not paths.sources:
         raise DataError(
             f"{folder.name}: was made from images, of which it knows no path; name them with petsim serve-cache --source"
