@@ -57,8 +57,8 @@ class MakeDataset:
     """Diameter beyond which the mu-map in use is empty."""
     realizations: int = 1
     """Independent noise realizations a dose."""
-    save: tuple[Literal["recon", "sinogram"], ...] = ("recon",)
-    """What is stored."""
+    save: tuple[Literal["recon", "sinogram", "listmode"], ...] = ("recon",)
+    """What is stored: images, also counts, also events with their labels (folder listmode, one file a dose)."""
     seed: int = 0
     """Seed of patients and noise."""
     subjects: int = 4

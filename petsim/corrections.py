@@ -134,16 +134,22 @@ def estimate_randoms(
     tuple of DoseRates
         With the estimated singles; the live fraction is known from the blocks' own counters.
     """
-    recorded = [window.expected(r.singles_cps, r.extra_cps2, r.live, r.seconds) for r in rates]
-    if ladder is not None:
-        apart = replace(ladder, stream="delayeds")
-        full = apart.draw(recorded[0])
-        shares = np.divide(recorded, recorded[0], out=np.zeros((len(rates), *full.shape)), where=recorded[0] > 0)
-        nested = np.minimum.accumulate(np.minimum(shares, 1.0), axis=0)
-        drawn = apart.thin_by_bin(full.reshape(1, 1, -1), nested.reshape(len(rates), 1, -1))
-        recorded = list(drawn.reshape(-1, *full.shape))
+    if ladder is None:
+        recorded = [window.expected(r.singles_cps, r.extra_cps2, r.live, r.seconds) for r in rates]
+    else:
+        recorded = list(drawn_delayeds(window, rates, ladder))
     singles = [window.singles(counts, r.seconds) / r.live for counts, r in zip(recorded, rates, strict=True)]
     return tuple(replace(r, singles_cps=s, extra_cps2=0.0) for r, s in zip(rates, singles, strict=True))
+
+
+def drawn_delayeds(window: DelayedWindow, rates: tuple[DoseRates, ...], ladder: DoseLadder) -> np.ndarray:
+    """Delayeds of a realization, uint16 (dose, *the areas of `DelayedWindow.expected`), nested as far as they fall."""
+    expected = [window.expected(r.singles_cps, r.extra_cps2, r.live, r.seconds) for r in rates]
+    apart = replace(ladder, stream="delayeds")
+    full = apart.draw(expected[0])
+    shares = np.divide(expected, expected[0], out=np.zeros((len(rates), *full.shape)), where=expected[0] > 0)
+    nested = np.minimum.accumulate(np.minimum(shares, 1.0), axis=0)
+    return apart.thin_by_bin(full.reshape(1, 1, -1), nested.reshape(len(rates), 1, -1)).reshape(-1, *full.shape)
 
 
 def first_iteration(start: Reconstructor, data: Data, step: Callable[[], None]) -> tuple[Reconstructor, np.ndarray]:

@@ -14,6 +14,9 @@ from data_recipes.subject import Subject
 from petsim.settings import ReadOptions, SimulationSettings
 from petsim.workers import Report, in_processes, on_dask
 
+LISTMODE = "listmode"
+"""Folder of a dataset that holds list-mode files."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -39,7 +42,7 @@ class Request:
     settings : SimulationSettings
     read : ReadOptions
     save : tuple of str
-        "recon", and "sinogram" for the counts too.
+        "recon", "sinogram" for the counts too, and "listmode" for their events (folder listmode).
     memory_gb : float
         Memory that one worker may use.
     """
@@ -258,7 +261,7 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
     _check_disk(out, plan, request)
     result = simulate_plan(
         plan, settings, memory_budget(request.memory_gb), "sinogram" in request.save,
-        lambda what, fraction: report(job.name, what, fraction),
+        lambda what, fraction: report(job.name, what, fraction), _listmode_folder(request),
     )  # fmt: skip
     report(job.name, "writing", 1.0)
     if settings.vary:
@@ -267,6 +270,14 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
         result.provenance["vary"] = described(settings)
     write_subject(path, _record(plan.subject, result, request, digest))
     return _told(subject, result)
+
+
+def _listmode_folder(request: Request) -> Path | None:
+    if "listmode" not in request.save:
+        return None
+    folder = Path(request.out) / LISTMODE
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def are_raw(sources: tuple[str, ...]) -> bool:
@@ -388,6 +399,9 @@ def _versions() -> dict[str, str]:
 def check_request(request: Request) -> None:
     """Refuse flags that do not go together."""
     settings = request.settings
+    if "listmode" in request.save and (settings.mode == "window" or are_raw(request.sources)):
+        what = "of raw data is there already" if request.sources else "in mode window comes from petsim thin --mode window"
+        raise UsageError(f"--save listmode: list mode {what}; leave it out")
     if request.subjects < 1:
         raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")
     if settings.full_dose == "source" and not request.sources:

@@ -6,18 +6,20 @@ What realizations share (expected counts, sensitivities) is kept from one to the
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petsim.acquisition import COMPONENTS, AcquisitionModel
-from petsim.corrections import Estimator, differences, first_iteration, oracle
+from petsim.corrections import Estimator, differences, drawn_delayeds, first_iteration, oracle
 from petsim.counts import CountStream, Storage, draw_by_component, draw_thinned
 from petsim.dose import DoseLadder
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import Plan
 from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import SimulationSettings
+from petsim.simulated_events import EventWriter
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class Realizations:
         return self._reconstructors[images]
 
     def make(
-        self, number: int, noise_free: bool = False, sinogram: bool = False, step: Callable[[], None] = lambda: None
-    ) -> Realization:
+        self, number: int, noise_free: bool = False, sinogram: bool = False, step: Callable[[], None] = lambda: None,
+        listmode: Path | None = None,
+    ) -> Realization:  # fmt: skip
         """A realization.
 
         Parameters
@@ -111,6 +114,8 @@ class Realizations:
             Return the counts too.
         step : callable
             Called after each of the `updates`.
+        listmode : Path, optional
+            Folder for list-mode files of all doses.
         """
         plan, estimator = self._plan, self.estimator
         drfs = self._settings.ladder()
@@ -134,6 +139,8 @@ class Realizations:
                 if left > 1:
                     raw, left = first, left - 1
             raw = recon.finish(recon.run(data, order * left, step, raw))
+            if listmode is not None:
+                self._write_events(listmode, number, recon, stream, ladder)
             return Realization(
                 images=raw[: len(drfs)],
                 noise_free=raw[-1] if noise_free else None,
@@ -145,6 +152,17 @@ class Realizations:
                     "estimated_minus_true": differences(recon.corrections, true),
                 },
             )
+
+    def _write_events(
+        self, folder: Path, number: int, recon: Reconstructor, stream: CountStream, ladder: DoseLadder
+    ) -> None:
+        with EventWriter(folder, self._plan, self._settings, self._model, number) as writer:
+            for subset in range(self._plan.preset.subsets):
+                for views in recon.groups(subset):
+                    writer.add(views, np.concatenate([stack.astype(np.uint16) for stack in stream.read(views)]))
+            if self._window is not None:
+                writer.add_delayeds(self._window, drawn_delayeds(self._window, self._model.rates, ladder))
+            writer.finish()
 
 
 def _sinogram(plan: Plan, recon: Reconstructor, stream: CountStream, doses: int) -> np.ndarray:

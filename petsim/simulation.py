@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def simulate_plan(
     budget_bytes: float = 8e9,
     keep_sinograms: bool = False,
     progress: Progress = lambda what, fraction: None,
+    listmode: Path | None = None,
 ) -> Simulation:
     """Simulate a planned subject.
 
@@ -81,6 +83,8 @@ def simulate_plan(
     keep_sinograms : bool
         Return the counts too.
     progress : callable
+    listmode : Path, optional
+        Folder for list-mode files, `<subject>_r<realization>_drf<D>.lm.h5`.
 
     Returns
     -------
@@ -107,7 +111,7 @@ def simulate_plan(
         progress("reconstructing", done / updates)
 
     made = [
-        draws.make(number, noise_free_wanted and number == 0, keep_sinograms, step)
+        draws.make(number, noise_free_wanted and number == 0, keep_sinograms, step, listmode)
         for number in range(settings.realizations)
     ]
     stack = np.stack([one.images for one in made], axis=1)
