@@ -8,7 +8,7 @@ from data_recipes.errors import DataError, UsageError
 from petsim.geometry.scanner import load_scanner
 from petsim.rawdata.events import FIELDS, Format, Header, Listmode, lost_fields
 
-NAMES = ("petlink", "hdf5")
+NAMES = ("petlink", "castor", "root", "hdf5")
 """Modules of this package that are formats."""
 
 
