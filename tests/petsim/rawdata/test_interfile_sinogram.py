@@ -295,7 +295,7 @@ TOF = {"TOF mashing factor": 30}
     ({"more": {"Number of rings": 15}}, "a.hs: the header has 15 rings 8 mm apart but small_scanner 16, 8 mm apart"),
     ({"more": {"Number of detectors per ring": 504}}, "a.hs: the header has 504 detectors per ring but small_scanner 168"),
     ({"more": {"Inner ring diameter (cm)": 80}}, "a.hs: crystals of the header lie 407 mm from the axis but those of small"),
-    ({"more": {"Average depth of interaction (cm)": 3}}, "a.hs: crystals of the header lie 440 mm from the axis but those of"),
+    ({"more": {"Average depth of interaction (cm)": 3}}, "a.hs: crystals of the header lie 440 mm from the axis but those"),
     ({"more": {"Distance between rings (cm)": 0.7}}, "a.hs: the header has 16 rings 7 mm apart but small_scanner"),
     ({"more": {"Scanner geometry (BlocksOnCylindrical/Cylindrical/Generic)": "BlocksOnCylindrical"}},
      "a.hs: the header's scanner geometry is 'blocksoncylindrical' but small_scanner has its crystals on a circle"),
