@@ -26,7 +26,7 @@ from petsim.projectors.choose import projector_class
 from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import Header, Listmode, rings_of
 from petsim.rawdata.formats import open_listmode
-from petsim.rawdata.lower_dose import Delayeds, singles_of
+from petsim.rawdata.lower_dose import Delayeds, acceptance, singles_of, within
 from petsim.rawdata.recorded_counts import RecordedCounts
 from petsim.rawdata.thin import Ladder, levels_of, select
 from petsim.reconstruct import Corrections, Reconstructor
@@ -127,7 +127,7 @@ def plan_recorded(source: Listmode, settings: SimulationSettings, options: ReadO
     scanner = rings_of(header)
     preset = settings.resolved_preset()
     fov = settings.fov_mm or min(FOV_MM, 20 * int(1.8 * scanner.inner_radius_mm / 20))
-    layout = _odd_tof(preset_layout(scanner, preset, fov), header, fov)
+    layout = within(_odd_tof(preset_layout(scanner, preset, fov), header, fov), acceptance(source))
     if preset.subsets > layout.views:
         raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
     center = (0.0, 0.0, settings.center_mm or 0.0)
@@ -197,16 +197,16 @@ class _Recorded:
         self._plan, self._settings, self._number = plan, settings, number
         drfs = settings.ladder()
         levels_for = levels_of(source, Ladder(drfs, settings.mode, settings.seed), number)
-        window = DelayedWindow.of(plan.layout)
-        pairs = PairBins.of(replace(plan.layout, merge_tof=0, tof_bins=1))
-        delayeds, fans = [Delayeds(window, plan.layout) for _ in drfs], FanCounts(pairs)
+        own = acceptance(source)
+        window, pairs = DelayedWindow.of(own), PairBins.of(own)
+        delayeds, fans = [Delayeds(window, own) for _ in drfs], FanCounts(pairs)
 
         def seen(events: np.ndarray, levels: np.ndarray) -> None:
             late = events["is_delayed"] > 0
-            chosen, own = events[late], levels[late]
+            chosen, kept = events[late], levels[late]
             fans.add(chosen)
             for k, counter in enumerate(delayeds):
-                counter.add(select(chosen, own, k + 1, 255))
+                counter.add(select(chosen, kept, k + 1, 255))
 
         needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
         self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen)

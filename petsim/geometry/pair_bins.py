@@ -76,6 +76,18 @@ class PairBins:
               layout.tof_bins, layout.planes, step, (tof_bins - 1) / 2, out)  # fmt: skip
         return out
 
+    def count_radials(self, events: np.ndarray, counts: np.ndarray) -> None:
+        """Add events to `counts`, int64 (radials,), by their radial bins."""
+        _count_radials(events, self.line, self.layout.merge_transaxial, self.layout.radials, counts)
+
+
+@nb.njit(cache=True, nogil=True)
+def _count_radials(events, line, across, radials, counts):
+    for k in range(events.size):
+        at = line[events[k].crystal1 // across, events[k].crystal2 // across]
+        if at >= 0:
+            counts[at % radials] += 1
+
 
 @nb.njit(cache=True, nogil=True)
 def _bins(events, line, swapped, plane, across, along, radials, tof_bins, planes, step, middle, out):
