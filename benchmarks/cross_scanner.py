@@ -6,11 +6,12 @@ Settled before the first run, and not changed by what it shows: generated patien
 units of the uEXPLORER with ring differences up to 98 (`uexplorer_98.toml`: the Quadra's length and acceptance, so that what
 differs is crystals, gaps, TOF and voxels; with all units and ring differences one patient takes a quarter of an hour on two
 cores, found before anything was made there but one patient to settle the duration), `fast`, the liver at the center, full
-doses so short that the liver's coefficient of variation is about 10 % (30 s: 9.7 and 8.8 % on a training patient); DRF 1, 4, 20, 100, two noise realizations; 12 patients, 8 to train on and 2
-for validation, and 12 others to test on, the same bodies on both scanners. One residual network (r0) and one that is told
-the measured noise, for each scanner, as in `benchmarks.cross_dose` at its small size. Each is tested on both scanners,
-unchanged and without resampling. Figure: gain in PSNR in the body against an independent full dose, by dose, and the paired
-difference of the foreign to the scanner's own network, with 95 % bootstrap intervals over patients.
+doses so short that the liver's coefficient of variation is about 10 % (30 s: 9.7 and 8.8 % on a training patient); DRF 1,
+4, 20, 100, two noise realizations; 12 patients, 8 to train on and 2 for validation, and 12 others to test on, the same
+bodies on both scanners. One residual network (r0) and one that is told the measured noise, for each scanner, as in
+`benchmarks.cross_dose` at its small size. Each is tested on both scanners, unchanged and without resampling. Figure: gain in
+PSNR in the body against an independent full dose, by dose, and the paired difference of the foreign to the scanner's own
+network, with 95 % bootstrap intervals over patients.
 
 A run that was interrupted goes on with the same command.
 """

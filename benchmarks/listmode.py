@@ -1,119 +1,143 @@
-"""Rates of the list-mode projector and of parallelproj on the same events.
+"""How fast are list-mode files decoded and thinned, against the disk they are read from?
 
-    python -m benchmarks.listmode
+    python -m benchmarks.listmode FOLDER [--events 40000000] [--rounds 3]
 
-Events are drawn evenly over the LORs of 624 crystals x 32 rings of 4 mm that cross a centered circle of 400 mm, in random
-order; 200 x 200 x 63 voxels of 2 mm; without TOF and with 13 bins of 46.77 mm and a sigma of 33.58 mm. One image, and the
-nested ladder DRF 1, 4, 10, 20, 100, where an event counts once for each of its doses. More events a crystal pair are
-faster, so two counts are timed. Times are those of whole calls, in the caller's order; `sort` is the seconds of
-construction. EM is one pass forward and back; for parallelproj it is the sum of both calls.
-
-Threads are 1 and 2, no more than NUMBA_NUM_THREADS. parallelproj is timed where it is found (see `benchmarks.peers`).
+A mMR scan of random accepted coincidences (15 % delayeds) is written in FOLDER in every format that can hold it. For each:
+decode (all events read and checked) and thin (DRF 4, 10, 20, 100 written in the same format), events a second on one core,
+median of the rounds, files in the page cache. Disk: the same file read in 4 MB pieces after it was dropped from the page
+cache, and from it; bytes a second. Memory: peak of a process that thins a file a quarter as long, and this one.
 """
 
+import argparse
 import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numba as nb
 import numpy as np
 
 from benchmarks.common import emit
-from benchmarks.peers import time_peers
-from benchmarks.projector import block_scanner, seconds_of
-from data_recipes.grid import Grid
-from petsim.geometry.sinogram import SinogramLayout
-from petsim.projectors.listmode import Events, ListmodeProjector, Tof
+from petsim.geometry.scanner import load_scanner
+from petsim.rawdata.events import AT_ONCE, EVENT, Block, Header, without_fields
+from petsim.rawdata.formats import format_of, loss, open_listmode
+from petsim.rawdata.thin import Ladder, thin
 
-EVENTS = (1_000_000, 4_000_000)
-PEER_EVENTS = 100_000
-DRFS = (1, 4, 10, 20, 100)
-RADIALS = 208
-"""LORs of 624 crystals at 396.7 mm that pass within 200 mm of the axis."""
+SUFFIXES = (".l.hdr", ".petsird", ".cdh", ".lm.h5")
+LADDER = Ladder((1.0, 4.0, 10.0, 20.0, 100.0), "thin", 0)
 
 
-def positions(layout: SinogramLayout) -> tuple[np.ndarray, np.ndarray]:
-    """Transaxial (crystals, 2) and axial (rings,) positions in mm."""
-    scanner = layout.scanner
-    angle = (np.arange(layout.crystals) + 0.5) * 2 * np.pi / layout.crystals + scanner.view_offset_rad
-    return scanner.radius_mm * np.stack([np.cos(angle), np.sin(angle)], axis=1), layout.ring_z_mm()
+def write_scan(path: Path, events: int) -> None:
+    """A scan of random pairs of real crystals at 2 million events a second."""
+    scanner, random = load_scanner("biograph_mmr"), np.random.default_rng(0)
+    crystals = np.flatnonzero(scanner.transaxial_is_real())
+    header = Header(scanner, events / 2e6, fields=frozenset({"time", "delayeds"}))
+    lost, _ = loss(header, path)
+    with format_of(path).create(path, without_fields(header, lost)) as write:
+        for start in range(0, events, AT_ONCE):
+            count = min(AT_ONCE, events - start)
+            block = np.zeros(count, EVENT)
+            first = random.integers(0, len(crystals), count)
+            block["crystal1"] = crystals[first]
+            block["crystal2"] = crystals[(first + len(crystals) // 2 + random.integers(-120, 120, count)) % len(crystals)]
+            block["ring1"], block["ring2"] = random.integers(2, 62, (2, count))
+            block["time_ms"] = ((start + np.arange(count)) / 2000).astype(np.uint32)
+            block["is_delayed"] = random.random(count) < 0.15
+            write(Block(block[block["is_delayed"] == 0] if lost else block))
 
 
-def draw(layout: SinogramLayout, count: int, ladder: bool) -> Events:
-    """Random events; in a ladder, a fraction 1 / DRF of them belongs to the dose of that DRF."""
-    rng = np.random.default_rng(0)
-    pairs = np.stack([np.concatenate(layout.crystal_pairs(v)) for v in range(layout.views)])
-    view, radial = rng.integers(layout.views, size=count), rng.integers(layout.radials, size=count)
-    crystal1, crystal2 = pairs[view, 0, radial], pairs[view, 1, radial]
-    ring1, ring2 = rng.integers(layout.rings, size=(2, count))
-    kept = rng.random(count)
-    doses = np.sum([kept < 1 / drf for drf in (DRFS if ladder else DRFS[:1])], axis=0)
-    return Events(crystal1, ring1, crystal2, ring2, rng.integers(layout.tof_bins, size=count), doses)
+def data_files(path: Path) -> list[Path]:
+    """The file and what belongs to it."""
+    stem = path.name.split(".")[0]
+    return [p for p in path.parent.iterdir() if p.name.split(".")[0] == stem]
 
 
-def case(layout: SinogramLayout, grid: Grid, count: int, tof: Tof | None, ladder: bool, threads: int) -> dict[str, Any]:
-    """Rates in million events a second, or events x doses of a ladder."""
-    nb.set_num_threads(threads)
-    xy, z = positions(layout)
-    events = draw(layout, count, ladder)
-    sort = seconds_of(lambda: ListmodeProjector(xy, z, grid, events, tof=tof), 1)
-    projector = ListmodeProjector(xy, z, grid, events, tof=tof)
-    images = np.random.default_rng(0).random((len(DRFS) if ladder else 1, *grid.shape)).astype(np.float32)
-    values = projector.forward(images)
-    total = float(events.doses.sum())
-    rates = {
-        "forward": total / seconds_of(lambda: projector.forward(images), 2) / 1e6,
-        "back": total / seconds_of(lambda: projector.adjoint(values), 2) / 1e6,
-        "em": total / seconds_of(lambda: projector.em_back(images), 2) / 1e6,
-    }
-    return {
-        "tof_bins": tof.bins if tof else 1, "doses": len(images), "events": count, "threads": threads,
-        "sort_s": round(sort, 2), "m_per_s": {k: round(v, 2) for k, v in rates.items()},
-    }  # fmt: skip
+def thinned(path: Path, out: Path) -> int:
+    """Write the ladder of a file; returns the events of the file."""
+    suffix = path.name[path.name.index(".") :]
+    result = thin(open_listmode(path), LADDER, lambda drf, other: out / f"d{drf:g}{suffix}")
+    for file in out.iterdir():
+        file.unlink()
+    return result["prompts"]["1"] + result["delayeds"]["1"]
 
 
-def peers_of(layout: SinogramLayout, grid: Grid, tof: Tof, threads: int) -> list[dict[str, Any]]:
-    """Rates of parallelproj on events as ours, without and with TOF."""
-    xy, z = positions(layout)
-    events = draw(layout, PEER_EVENTS, False)
-    calls = [f"{prefix}{way}" for prefix in ("", "tof_list_") for way in ("forward", "back")]
-    result = time_peers({
-        "calls": np.array(calls),
-        "lor_start": np.column_stack([xy[events.crystal1], z[events.ring1]]),
-        "lor_end": np.column_stack([xy[events.crystal2], z[events.ring2]]),
-        "image": np.random.default_rng(0).random(grid.shape).astype(np.float32),
-        "origin_mm": np.array(grid.origin_mm), "voxel_mm": np.array(grid.spacing_mm),
-        "tof": np.array([tof.bin_mm, tof.sigma_mm, tof.bins]),
-        "event_bin": np.asarray(events.tof_bin),
-    }, threads)  # fmt: skip
-    peers = []
-    for peer in result["peers"]:
-        for bins, prefix in ((1, ""), (tof.bins, "tof_list_")):
-            forward, back = (peer["mlor_per_s"][f"{prefix}{way}"] for way in ("forward", "back"))
-            rates = {"forward": forward, "back": back, "em": round(1 / (1 / forward + 1 / back), 4)}
-            peers.append({"name": peer["name"], "version": peer["version"], "threads": threads, "tof_bins": bins,
-                          "m_per_s": rates})  # fmt: skip
-    return peers
+def decoded(path: Path) -> int:
+    """Read all events."""
+    return sum(len(block.events) for block in open_listmode(path).blocks())
+
+
+def read_plainly(path: Path, cold: bool) -> float:
+    """Bytes a second of reading a file and what belongs to it."""
+    total, started = 0, 0.0
+    for file in data_files(path):
+        with file.open("rb", buffering=0) as handle:
+            if cold:
+                os.fsync(handle.fileno())
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    for file in data_files(path):
+        with file.open("rb", buffering=0) as handle:
+            while piece := handle.read(1 << 22):
+                total += len(piece)
+    return total / (time.perf_counter() - started)
+
+
+def rate(work: Callable[[], int], rounds: int) -> float:
+    """Events a second, median of some rounds after one that compiles."""
+    work()
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        found.append(work() / (time.perf_counter() - started))
+    return float(np.median(found))
+
+
+def peak_mb(path: Path, out: Path) -> float:
+    """Peak resident memory of a process that thins a file."""
+    code = "import sys; from benchmarks.listmode import peak_here; peak_here(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, str(path), str(out)], check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout))
+
+
+def peak_here(path: str, out: str) -> None:
+    """Thin, and print the peak of this process in MB."""
+    thinned(Path(path), Path(out))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 
 def main() -> None:
-    """Run the cases, print a JSON line each and a table."""
-    layout = SinogramLayout(block_scanner(), RADIALS, span=1, max_ring_difference=31, merge_tof=1, tof_bins=13)
-    grid = Grid.centered((200, 200, 63), (2.0, 2.0, 2.0))
-    tof = Tof(layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm)
-    cases, peers = [], []
-    for threads in sorted({1, min(2, nb.get_num_threads())}):
-        peers += peers_of(layout, grid, tof, threads)
-        for count in EVENTS:
-            for used in (None, tof):
-                for ladder in (False, True):
-                    cases.append(case(layout, grid, count, used, ladder, threads))
-                    print(json.dumps(cases[-1]), flush=True)
-    print(f"{'M events x doses/s':24s}{'TOF':>5s}{'threads':>8s}{'forward':>9s}{'back':>8s}{'EM':>8s}")
-    rows = [(f"{c['events'] / 1e6:g} M events, {c['doses']} dose(s)", c) for c in cases]
-    for name, c in rows + [(f"parallelproj {p['name']}", p) for p in peers]:
-        rate = c["m_per_s"]
-        print(f"{name:24s}{c['tof_bins']:5d}{c['threads']:8d}{rate['forward']:9.2f}{rate['back']:8.2f}{rate['em']:8.2f}")
-    emit("listmode", {"cases": cases, "peers": peers})
+    """Measure all formats and print the JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--events", type=int, default=40_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    out = args.folder / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    formats: dict[str, Any] = {}
+    for suffix in SUFFIXES:
+        path, short = args.folder / f"scan{suffix}", args.folder / f"short{suffix}"
+        write_scan(path, args.events)
+        write_scan(short, args.events // 4)
+        size = sum(p.stat().st_size for p in data_files(path))
+        events = decoded(path)
+        one: dict[str, Any] = {"events": events, "bytes_an_event": size / events}
+        one["decode_events_per_s"] = rate(lambda p=path: decoded(p), args.rounds)
+        one["thin_events_per_s"] = rate(lambda p=path: thinned(p, out), args.rounds)
+        cold, warm = (float(np.median([read_plainly(path, c) for _ in range(args.rounds)])) for c in (True, False))
+        one |= {"disk_cold_bytes_per_s": cold, "disk_warm_bytes_per_s": warm}
+        for what in ("decode", "thin"):
+            one[f"{what}_over_cold_disk"] = one[f"{what}_events_per_s"] * one["bytes_an_event"] / cold
+        one["peak_mb"] = {"quarter": peak_mb(short, out), "whole": peak_mb(path, out)}
+        formats[format_of(path).TITLE] = one
+        print(format_of(path).TITLE, one, file=sys.stderr, flush=True)
+        for file in (*data_files(path), *data_files(short)):
+            file.unlink()
+    emit("listmode", {"scanner": "biograph_mmr", "drfs": LADDER.drfs, "rounds": args.rounds, "formats": formats})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m benchmarks.projector_gpu
 
-Sinograms: the cases of `benchmarks.projector`, without and with TOF. List-mode: those of `benchmarks.listmode`. Images and
-data are on the device throughout; a time is that of whole calls until the device is idle.
+Sinograms: the cases of `benchmarks.projector`, without and with TOF. List-mode: those of
+`benchmarks.listmode_projector`. Images and data are on the device throughout; a time is that of whole calls until the
+device is idle.
 
 Two limits are measured in the same run: multiply-adds a second of a float32 matrix product (CuPy's, without TF32), and
 bytes a second of a copy on the device (read + written). A sinogram's forward rate is given as a fraction of each:
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import emit
-from benchmarks.listmode import DRFS, RADIALS, draw, positions
+from benchmarks.listmode_projector import DRFS, RADIALS, draw, positions
 from benchmarks.projector import block_scanner, every, layouts, lors_of, seconds_of
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout

@@ -197,16 +197,17 @@ class _Recorded:
         self._plan, self._settings, self._number = plan, settings, number
         drfs = settings.ladder()
         levels_for = levels_of(source, Ladder(drfs, settings.mode, settings.seed), number)
-        own = acceptance(source)
-        window, pairs = DelayedWindow.of(own), PairBins.of(own)
-        delayeds, fans = [Delayeds(window, own) for _ in drfs], FanCounts(pairs)
+        accepted = acceptance(source)
+        window, pairs = DelayedWindow.of(accepted), PairBins.of(accepted)
+        delayeds, fans = [Delayeds(window, accepted) for _ in drfs], FanCounts(pairs)
 
         def seen(events: np.ndarray, levels: np.ndarray) -> None:
             late = events["is_delayed"] > 0
-            chosen, kept = events[late], levels[late]
+            chosen, own = events[late], levels[late]
             fans.add(chosen)
             for k, counter in enumerate(delayeds):
-                counter.add(select(chosen, kept, k + 1, 255))
+                chosen, own = select(chosen, own, k + 1)
+                counter.add(chosen)
 
         needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
         self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen)

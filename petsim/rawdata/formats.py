@@ -8,7 +8,7 @@ from data_recipes.errors import DataError, UsageError
 from petsim.geometry.scanner import load_scanner
 from petsim.rawdata.events import FIELDS, Format, Header, Listmode, lost_fields
 
-NAMES = ("petlink", "castor", "root", "hdf5")
+NAMES = ("petlink", "petsird", "castor", "root", "hdf5")
 """Modules of this package that are formats."""
 
 
@@ -67,4 +67,4 @@ def loss(header: Header, path: Path) -> tuple[list[str], str]:
     if not lost:
         return lost, ""
     kept = ", ".join(name for name in FIELDS if name in format.HOLDS) or "nothing but crystals"
-    return lost, f"{path.name}: {format.TITLE} cannot hold {', '.join(lost)} (it holds {kept}); they are left out"
+    return lost, f"{format.TITLE} cannot hold {', '.join(lost)} (it holds {kept}); left out of what is written"

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from petsim.dose import DoseLadder
-from petsim.rawdata.events import Block, DamagedError, Dose, Header, Listmode, Write, without_fields
+from petsim.rawdata.events import EVENT, Block, DamagedError, Dose, Header, Listmode, without_fields
 from petsim.rawdata.formats import format_of, loss
 
 Levels = Callable[[np.ndarray, int], np.ndarray]
@@ -132,7 +132,7 @@ def thin(
     counts = np.zeros((len(ladder.drfs), 2), np.int64)
     first, spent_ms = 0, 1000 * source.header.duration_s
     with ExitStack() as stack:
-        targets: list[tuple[int, bool, bool, Write]] = []
+        writers, complements = ([[] for _ in ladder.drfs] for _ in range(2))
         files = []
         for level, drf in enumerate(ladder.drfs[1:], 1):
             for complement in (False, True) if ladder.complement else (False,):
@@ -141,17 +141,22 @@ def thin(
                 lost, line = loss(made, path)
                 warnings += [line] if line and line not in warnings else []
                 opened = format_of(path).create(path, without_fields(made, lost))
-                targets.append((level, complement, "delayeds" in lost, stack.enter_context(opened)))
+                writing = (stack.enter_context(opened), "delayeds" not in lost)
+                (complements if complement else writers)[level].append(writing)
                 files.append(path.name)
         for block in good_blocks(source, salvage, warnings):
             levels = levels_for(block.events, first)
-            _count(block.events, levels, counts)
-            for level, complement, prompts_only, write in targets:
-                low, high = (1, level) if complement else (level + 1, 255)
-                chosen = select(block.events, levels, low, high)
-                if prompts_only:
-                    chosen = chosen[chosen["is_delayed"] == 0]
-                write(Block(chosen, _singles(block, source.header, ladder, level)))
+            # Each dose is found among the events of the one above it.
+            chosen, own = block.events, levels
+            for level in range(len(ladder.drfs)):
+                chosen, own = (chosen, own) if level == 0 else select(chosen, own, level + 1)
+                late = np.count_nonzero(chosen["is_delayed"])
+                counts[level] += len(chosen) - late, late
+                for write, holds_delayeds in writers[level]:
+                    write(_narrowed(block, chosen, source.header, ladder, level, holds_delayeds))
+                for write, holds_delayeds in complements[level]:
+                    rest = select(block.events, levels, 1, level)[0]
+                    write(_narrowed(block, rest, source.header, ladder, level, holds_delayeds))
             first += len(block.events)
             if len(block.events):
                 progress("thinning", min(1.0, (block.events["time_ms"][-1] - 1000 * source.header.start_s) / spent_ms))
@@ -172,6 +177,12 @@ def good_blocks(source: Listmode, salvage: bool, warnings: list[str]) -> Iterato
         warnings.append(f"{str(error).split(';')[0]}; these were kept")
 
 
+def _narrowed(block: Block, events: np.ndarray, header: Header, ladder: Ladder, level: int, holds_delayeds: bool) -> Block:
+    """What a dose keeps of a block."""
+    prompts_too = events if holds_delayeds else events[events["is_delayed"] == 0]
+    return Block(prompts_too, _singles(block, header, ladder, level))
+
+
 def _singles(block: Block, header: Header, ladder: Ladder, level: int) -> np.ndarray:
     if ladder.mode == "dose":
         return block.singles[:0]
@@ -182,11 +193,13 @@ def _singles(block: Block, header: Header, ladder: Ladder, level: int) -> np.nda
     return block.singles[(time >= round(1000 * start)) & (time < round(1000 * end))]
 
 
-def select(events: np.ndarray, levels: np.ndarray, low: int, high: int) -> np.ndarray:
-    """Events whose level is from `low` to `high`, in their order."""
-    out = np.empty(_number(levels, low, high), events.dtype)
-    _select(events, levels, low, high, out)
-    return out
+def select(events: np.ndarray, levels: np.ndarray, low: int, high: int = 255) -> tuple[np.ndarray, np.ndarray]:
+    """Events whose level is from `low` to `high`, in their order, and their levels."""
+    kept = np.empty(_number(levels, low, high), np.uint8)
+    out = np.empty(len(kept), EVENT)
+    # Whole words: field by field the copy would take three times as long.
+    _select(events.view(np.uint64).reshape(-1, 3), levels, low, high, out.view(np.uint64).reshape(-1, 3), kept)
+    return out, kept
 
 
 @nb.njit(cache=True, nogil=True)
@@ -198,18 +211,10 @@ def _number(levels, low, high):
 
 
 @nb.njit(cache=True, nogil=True)
-def _select(events, levels, low, high, out):
+def _select(events, levels, low, high, out, kept):
     count = 0
-    for k in range(events.size):
+    for k in range(levels.size):
         if low <= levels[k] <= high:
-            out[count] = events[k]
+            out[count, 0], out[count, 1], out[count, 2] = events[k, 0], events[k, 1], events[k, 2]
+            kept[count] = levels[k]
             count += 1
-
-
-@nb.njit(cache=True, nogil=True)
-def _count(events, levels, counts):
-    """Add prompts and delayeds by dose."""
-    for k in range(events.size):
-        kind = min(events[k].is_delayed, 1)
-        for d in range(levels[k]):
-            counts[d, kind] += 1
