@@ -8,8 +8,8 @@ from data_recipes.errors import DataError, UsageError
 from petsim.geometry.scanner import load_scanner
 from petsim.rawdata.events import FIELDS, Format, Header, Listmode, lost_fields
 
-NAMES = ("petlink", "petsird", "castor", "root", "hdf5")
-"""Modules of this package that are formats."""
+NAMES = ("petlink", "petsird", "castor", "root", "hdf5", "sinogram")
+"""Modules of this package that are formats; the last reads sinograms as events."""
 
 
 def formats() -> dict[str, Format]:

@@ -7,9 +7,8 @@ from data_recipes.errors import DataError, UsageError
 from petsim.cache.store import make_folder
 from petsim.rawdata.events import Block, without_fields
 from petsim.rawdata.formats import format_of, loss, open_listmode, suffix_of
+from petsim.rawdata.interfile_sinogram import SUFFIXES as SINOGRAMS
 from petsim.rawdata.thin import Ladder, Progress, good_blocks, thin
-
-SINOGRAM = ".hs"
 
 
 def thin_file(
@@ -46,8 +45,8 @@ def thin_file(
     path, folder = Path(input), Path(out)
     if max(drfs, default=1.0) == 1:
         raise UsageError("--drf: give at least one factor above 1; full dose is the input itself")
-    if path.name.lower().endswith(SINOGRAM):
-        return _thin_sinogram(path, folder, drfs, mode, seed, complement, format, scanner)
+    if format is None and path.name.lower().endswith(SINOGRAMS):
+        return _thin_sinogram(path, folder, drfs, mode, seed, complement, scanner)
     source = open_listmode(path, scanner)
     suffix = suffix_of(path) if format is None else format
     stem = path.name[: -len(suffix_of(path))]
@@ -62,19 +61,17 @@ def thin_file(
 
 
 def _thin_sinogram(
-    path: Path, folder: Path, drfs: tuple[float, ...], mode: str, seed: int, complement: bool, format: str | None,
-    scanner: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    path: Path, folder: Path, drfs: tuple[float, ...], mode: str, seed: int, complement: bool, scanner: str | None
+) -> dict[str, Any]:
     from petsim.geometry.scanner import load_scanner
     from petsim.rawdata.thin_sinogram import thin_sinogram
 
     if mode != "thin":
         raise UsageError(f"--mode {mode}: a sinogram holds neither times nor singles; use --mode thin")
-    if format not in (None, SINOGRAM):
-        raise UsageError(f"--format {format}: a sinogram has no single events any more; leave the flag out")
     make_folder(folder)
     wanted = tuple(d for d in sorted(set(drfs)) if d > 1)
-    return thin_sinogram(path, wanted, folder, seed, complement, None if scanner is None else load_scanner(scanner))
+    chosen = None if scanner is None else load_scanner(scanner)
+    return {**thin_sinogram(path, wanted, folder, seed, complement, chosen), "warnings": []}
 
 
 def convert_file(input: str, output: str, scanner: str | None = None, salvage: bool = False) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numba as nb
 import numpy as np
@@ -241,9 +242,10 @@ def _tables(
     shape = (len(rates), layout.views * layout.radials, layout.planes)
     ends = np.cumsum([0] + [s.planes for s in layout.segments()]).tolist()
     fraction = np.empty(layout.shape, np.float32)
-    box = next((b for b in BOXES if math.prod(b) * expected.mean() >= RANDOMS_WANTED), BOXES[-1])
+    box: Any = next((b for b in BOXES if math.prod(b) * expected.mean() >= RANDOMS_WANTED), BOXES[-1])
+    flat_box: Any = (*box[:2], 1, box[3])
     for low, high in pairwise(ends):
-        flat = ndimage.uniform_filter(expected[:, :, None, low:high], (*box[:2], 1, box[3]), mode="nearest")
+        flat = ndimage.uniform_filter(expected[:, :, None, low:high], flat_box, mode="nearest")
         near = ndimage.uniform_filter(prompts[..., low:high].astype(np.float32), box, mode="nearest")
         fraction[..., low:high] = flat / np.maximum(near, 0.5 / math.prod(box))
     return fraction, np.minimum.accumulate(np.minimum(random, 1)).reshape(shape), true.reshape(shape)
