@@ -406,9 +406,7 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
 
     load_scanner(request.settings.scanner)
     if command.dry_run:
-        from petsim.preview import preview
-
-        result = preview(request)
+        result = _preview(request)
         _print_preview(result)
         return result
     from petsim.dataset import make_dataset
@@ -427,6 +425,18 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
     print("projections: {}, {}".format(*choose_backend(command.backend, command.device)))
     print(f"{result['in_dataset']} subjects in {command.out}, {result['seconds']:.0f} s")
     return result
+
+
+def _preview(request: Any) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.dataset import are_raw
+    from petsim.preview import preview
+    from petsim.recorded import preview_recorded
+
+    if are_raw(request.sources):
+        return preview_recorded(Path(request.sources[0]), request.settings, request.read)
+    return preview(request)
 
 
 def _serve_cache(command: ServeCache) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import Header, Listmode, rings_of
 from petsim.rawdata.formats import open_listmode
 from petsim.rawdata.lower_dose import Delayeds, acceptance, singles_of, within
-from petsim.rawdata.recorded_counts import RecordedCounts
+from petsim.rawdata.recorded_counts import EVENT_BYTES, RecordedCounts
 from petsim.rawdata.thin import Ladder, levels_of, select
 from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import ESTIMATE, ReadOptions, SimulationSettings
@@ -35,6 +35,28 @@ from petsim.simulation import Progress, Simulation, add_figures, describe_layout
 
 FOV_MM = 600.0
 """Largest transaxial field of view where none is given: it holds a patient's arms."""
+
+
+LOST_SHARE = 0.001
+"""Part of the prompts outside the field of view from which on it is told."""
+
+
+def preview_recorded(path: Path, settings: SimulationSettings, options: ReadOptions) -> dict[str, Any]:
+    """What `make-dataset` would make of a list-mode file, without reconstruction; JSON types."""
+    source = open_listmode(path, settings.scanner)
+    plan = plan_recorded(source, settings, options)
+    header, doses = source.header, settings.ladder()
+    counts = np.zeros(2, np.int64)
+    for block in source.blocks():
+        late = np.count_nonzero(block.events["is_delayed"])
+        counts += len(block.events) - late, late
+    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions) + EVENT_BYTES * int(counts[0])
+    return {
+        "subject": plan.subject.name, "scanner": plan.scanner.name, "fields": sorted(header.fields),
+        "start_s": header.start_s, "duration_s": header.duration_s, "prompts": int(counts[0]), "delayeds": int(counts[1]),
+        "layout": describe_layout(plan.layout), "images": list(plan.grid.shape), "voxel_mm": list(plan.grid.spacing_mm),
+        "mu": plan.subject.mu_source, "memory_gb": round(memory / 1e9, 2), "warnings": [*source.warnings, *plan.warnings],
+    }  # fmt: skip
 
 
 def scanner_of(path: Path, given: str | None) -> str:
@@ -214,8 +236,8 @@ class _Recorded:
         self._rates, smooth = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
         self._areas = window.areas
         self._efficiencies = self._normalization(options, pairs, fans.counts, smooth)
-        if self._counts.outside and number == 0:
-            share = self._counts.outside / (self._counts.outside + len(self._counts.within))
+        share = self._counts.outside / max(self._counts.outside + len(self._counts.within), 1)
+        if share >= LOST_SHARE and number == 0:
             warnings.append(f"{100 * share:.1f} % of the prompts lie outside the {plan.fov_mm:g} mm field of view")
 
     def _estimated_rates(

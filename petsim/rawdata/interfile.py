@@ -95,7 +95,7 @@ def read_facts(header: InterfileHeader) -> Facts:
             header.find_number("start vertical bed position (mm)") or 0.0,
         ),
         corrections=_corrections(header),
-        dose=_dose(header),
+        dose=read_dose(header),
     )
 
 
@@ -137,11 +137,7 @@ def fact_lines(facts: Facts) -> tuple[list[Line], list[Line], list[Line]]:
     last += [
         ("start horizontal bed position (mm)", facts.bed_mm[0]), ("start vertical bed position (mm)", facts.bed_mm[1]),
     ]  # fmt: skip
-    if facts.dose is not None:
-        last += [
-            ("%petsim dose reduction factor", facts.dose.drf), ("%petsim dose mode", facts.dose.mode),
-            ("%petsim dose seed", facts.dose.seed), ("%petsim complement", int(facts.dose.is_complement)),
-        ]  # fmt: skip
+    last += [(f"%{key}", value) for key, value in dose_lines(facts.dose)]
     return general, of_type, last
 
 
@@ -171,7 +167,18 @@ def _corrections(header: InterfileHeader) -> tuple[str, ...]:
     return tuple(f for f in (text.strip().lower() for text in found) if f not in ("", "none"))
 
 
-def _dose(header: InterfileHeader) -> Dose | None:
+def dose_lines(dose: Dose | None) -> list[tuple[str, str]]:
+    """Keys and values, in a header of any kind, that tell of a dose."""
+    if dose is None:
+        return []
+    return [
+        ("petsim dose reduction factor", repr(float(dose.drf))), ("petsim dose mode", dose.mode),
+        ("petsim dose seed", str(dose.seed)), ("petsim complement", str(int(dose.is_complement))),
+    ]  # fmt: skip
+
+
+def read_dose(header: InterfileHeader) -> Dose | None:
+    """What `dose_lines` wrote."""
     drf = header.find_number("petsim dose reduction factor")
     if drf is None:
         return None

@@ -27,12 +27,13 @@ from petsim.rawdata.events import (
     SINGLES,
     Block,
     DamagedError,
-    Dose,
     Header,
     Listmode,
     Write,
     rings_of,
 )
+from petsim.rawdata.interfile import dose_lines, read_dose
+from petsim.rawdata.interfile_header import InterfileHeader, read_header
 
 SUFFIXES = (".l.hdr", ".l.hdr.STIR")
 TITLE = "Siemens PETLINK 32-bit"
@@ -44,66 +45,55 @@ SYSTEMS = {"2008": "biograph_mmr"}
 SINGLES_SCALE = 8.0
 """Unit of singles rates in written files, so that 19 bits hold them."""
 
-FIRST_REAL = 1
-"""The virtual crystal of a block is the first one in an address (measured: no count in it, see the test with mMR data), the
-last one in ours, so that crystal 1 of an address is our crystal 0."""
+VIRTUAL_FIRST = {"biograph_mmr": 1}
+"""Virtual crystals that come before the real ones of a block in the vendor's numbering, by scanner (mMR: measured, no count
+lies in them, see the test with real data); in ours they come last, so that crystal 1 of an address is our crystal 0."""
 
 _TIME, _SINGLES = 4, 5
-_COUNTERS = 7
-"""Of `_decode`: see there."""
 
 
 def read(path: Path, scanner: Scanner | None = None) -> Listmode:
     """Open a list-mode file by its header; see `petsim.rawdata.events.Format`."""
-    keys = parse_header(path)
-
-    def number(key: str) -> float:
-        text = keys.get(key)
-        if text is None:
-            raise DataError(f"{path.name}: the header has no '{key}'; give the header that belongs to the list-mode file")
-        try:
-            return float(text)
-        except ValueError:
-            raise DataError(f"{path.name}: '{key}' is '{text}', not a number; mend the header") from None
-
-    bits = number("lm event and tag words format (bits)")
+    keys = read_header(path)
+    bits = keys.integer("LM event and tag words format (bits)")
     if bits != 32:
-        raise DataError(f"{path.name}: {bits:g}-bit list mode is not read, its layout is not public; only 32-bit words are")
-    if number("number of tof time bins") > 1 or number("axial compression") != 1:
+        raise DataError(f"{path.name}: {bits}-bit list mode is not read, its layout is not public; only 32-bit words are")
+    if keys.find_integer("number of TOF time bins", 1) > 1 or keys.integer("axial compression") != 1:
         raise DataError(
-            f"{path.name}: bin addresses with TOF or axial compression are not read; give span 1 data without TOF"
+            f"{path.name}: only bin addresses of span 1 without TOF are read; export the list mode without mashing"
         )
-    system = keys.get("originating system", "")
     if scanner is None:
+        system = keys.text("originating system")
         if system not in SYSTEMS:
             raise DataError(f"{path.name}: 'originating system' {system!r} is not known; name the scanner with --scanner")
         scanner = load_scanner(SYSTEMS[system])
-    views, projections = int(number("number of views")), int(number("number of projections"))
+    views, projections = keys.integer("number of views"), keys.integer("number of projections")
     for what, stated, own in (
-        ("number of rings", number("number of rings"), scanner.rings),
+        ("number of rings", keys.integer("number of rings"), scanner.rings),
         ("number of views", views, scanner.crystals_per_ring / 2),
     ):
         if stated != own:
             raise DataError(f"{path.name}: '{what}' is {stated:g} but {scanner.name} has {own:g}; name another --scanner")
-    layout = SinogramLayout(scanner, projections, max_ring_difference=int(number("maximum ring difference")))
-    data = path.with_name(keys.get("name of data file", path.name.split(".hdr")[0]))
+    layout = SinogramLayout(scanner, projections, max_ring_difference=keys.integer("maximum ring difference"))
+    data = path.with_name(keys.find("name of data file") or path.name.split(".hdr")[0])
     if not data.is_file():
         raise DataError(f"{path.name}: its data file {data.name} is missing; put both into one folder")
     words = data.stat().st_size // 4
     if words == 0:
         raise DataError(f"{data.name}: the file is empty; copy it again")
-    tick_ms, blocks = number("timing tagwords interval (msec)"), int(float(keys.get("total number of singles blocks", 0)))
-    scale = float(keys.get("singles scale factor", 1))
+    tick_ms = keys.number("timing tagwords interval (msec)")
+    blocks = keys.find_integer("total number of singles blocks", 0)
+    scale = keys.find_number("singles scale factor") or 1.0
     first_ms, last_ms = _time_span(data, words)
     warnings = []
-    stated = int(float(keys.get("total listmode word counts", words)))
+    stated = keys.find_integer("total listmode word counts", words)
     if stated != words:
         warnings.append(f"{data.name}: holds {words} words but its header says {stated}; the rest of the scan is missing")
-    position = keys.get("patient orientation", "HFS")
+    position = keys.find("patient orientation") or "HFS"
     if position != "HFS":
         warnings.append(f"{path.name}: the patient lies {position}; axes of images are right for one who lies HFS")
     injection, known = _injection(keys)
-    dose = _dose(keys)
+    dose = read_dose(keys)
     fields = {"time", "delayeds"} | ({"singles"} if blocks else set()) | ({"injection"} if known else set())
     header = Header(
         scanner, (last_ms + tick_ms - first_ms) / 1000, first_ms / 1000,
@@ -114,15 +104,6 @@ def read(path: Path, scanner: Scanner | None = None) -> Listmode:
         return _blocks(data, layout, blocks, scale)
 
     return Listmode(path.name, header, passes, tuple(warnings))
-
-
-def parse_header(path: Path) -> dict[str, str]:
-    """Keys, in lower case and without their marks, and values of an Interfile header."""
-    text = path.read_bytes()[:100_000].decode("latin-1")
-    if "interfile" not in text[:200].lower():
-        raise DataError(f"{path.name}: no Interfile header; give the .l.hdr file that belongs to the list-mode file")
-    pairs = (line.partition(":=") for line in text.splitlines() if ":=" in line)
-    return {key.strip(" !%\t").lower(): value.strip() for key, _, value in pairs}
 
 
 def clock_s(text: str | None) -> float | None:
@@ -162,32 +143,16 @@ def _in_order(words: np.ndarray) -> bool:
     return tags.size > 0 and bool((tags[1:] >= tags[:-1]).all())
 
 
-def _injection(keys: dict[str, str]) -> tuple[Injection, bool]:
-    def value(key: str) -> float | None:
-        try:
-            return float(keys[key])
-        except (KeyError, ValueError):
-            return None
-
-    activity = value("tracer activity at time of injection (bq)")
-    scan, given = (
-        clock_s(keys.get("study time (hh:mm:ss gmt+00:00)")),
-        clock_s(keys.get("tracer injection time (hh:mm:ss gmt+00:00)")),
-    )
-    after = value("relative time of tracer injection (sec)")
+def _injection(keys: InterfileHeader) -> tuple[Injection, bool]:
+    """The injection, and whether the header tells of one. Times of day are kept as their difference only."""
+    activity_bq = keys.find_number("tracer activity at time of injection (Bq)")
+    scan = clock_s(keys.find("study time (hh:mm:ss GMT+00:00)"))
+    given = clock_s(keys.find("tracer injection time (hh:mm:ss GMT+00:00)"))
+    after = keys.find_number("relative time of tracer injection (sec)")
     uptake = (scan - given) % 86400 if scan is not None and given is not None else None if after is None else -after
-    isotope, tracer = keys.get("isotope name", ""), keys.get("radiopharmaceutical", "")
-    injection = Injection(isotope or "F-18", tracer or "FDG", activity and activity / 1e6, uptake)
-    return injection, bool(isotope or activity)
-
-
-def _dose(keys: dict[str, str]) -> Dose | None:
-    if "petsim dose reduction factor" not in keys:
-        return None
-    return Dose(
-        float(keys["petsim dose reduction factor"]), keys["petsim dose mode"], int(keys["petsim dose seed"]),
-        keys["petsim complement"] == "1",
-    )  # fmt: skip
+    isotope, tracer = keys.find("isotope name"), keys.find("radiopharmaceutical")
+    injection = Injection(isotope or "F-18", tracer or "FDG", activity_bq and activity_bq / 1e6, uptake)
+    return injection, bool(isotope or activity_bq)
 
 
 def _siemens_planes(layout: SinogramLayout) -> tuple[np.ndarray, np.ndarray]:
@@ -206,19 +171,19 @@ def _siemens_planes(layout: SinogramLayout) -> tuple[np.ndarray, np.ndarray]:
 def _pairs_of_lines(layout: SinogramLayout) -> np.ndarray:
     """Our crystals uint16 (views x projections, 2) of the lines of an address."""
     pairs = np.concatenate([np.stack(layout.crystal_pairs(v), axis=-1)[0] for v in range(layout.views)])
-    return ((pairs - FIRST_REAL) % layout.crystals).astype(np.uint16)
+    return ((pairs - VIRTUAL_FIRST.get(layout.scanner.name, 0)) % layout.crystals).astype(np.uint16)
 
 
 def _bins_of_pairs(layout: SinogramLayout) -> PairBins:
     """The inverse: bins of our crystal pairs, planes in the order of an address."""
-    pairs = PairBins.of(layout)
-    line, swapped = (np.roll(table, (-FIRST_REAL, -FIRST_REAL), (0, 1)) for table in (pairs.line, pairs.is_swapped))
+    pairs, first = PairBins.of(layout), VIRTUAL_FIRST.get(layout.scanner.name, 0)
+    line, swapped = (np.roll(table, (-first, -first), (0, 1)) for table in (pairs.line, pairs.is_swapped))
     return PairBins(layout, line, swapped, _siemens_planes(layout)[1])
 
 
 def _blocks(data: Path, layout: SinogramLayout, blocks: int, scale: float) -> Iterator[Block]:
     crystals, rings = _pairs_of_lines(layout), _siemens_planes(layout)[0]
-    buffer, state = np.empty(AT_ONCE, "<u4"), np.zeros(_COUNTERS, np.int64)
+    buffer, state = np.empty(AT_ONCE, "<u4"), np.zeros(3, np.int64)
     total = 0
     with data.open("rb") as file:
         while True:
@@ -376,9 +341,5 @@ def _header_text(header: Header, layout: SinogramLayout, data: str, words: int, 
         f"%maximum ring difference:={layout.max_ring_difference}", f"%number of projections:={layout.radials}",
         f"%number of views:={layout.views}",
     ]  # fmt: skip
-    if header.dose is not None:
-        lines += [
-            f"%petsim dose reduction factor:={header.dose.drf:.17g}", f"%petsim dose mode:={header.dose.mode}",
-            f"%petsim dose seed:={header.dose.seed}", f"%petsim complement:={int(header.dose.is_complement)}",
-        ]  # fmt: skip
+    lines += [f"%{key}:={value}" for key, value in dose_lines(header.dose)]
     return "\n".join(lines) + "\n"

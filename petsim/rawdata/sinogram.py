@@ -20,16 +20,15 @@ from petsim.geometry.sinogram import SinogramLayout
 from petsim.philox import philox, stream_key
 from petsim.rawdata.events import EVENT, Block, Header, Listmode, Write
 from petsim.rawdata.interfile_sinogram import SUFFIXES, SinogramFile, integer_counts, read_sinogram
+from petsim.rawdata.petlink import VIRTUAL_FIRST
 
 __all__ = ["HOLDS", "SUFFIXES", "TITLE", "create", "read"]
 
 TITLE = "STIR and Siemens Interfile sinogram"
 HOLDS: frozenset[str] = frozenset()
 
-VIRTUAL_FIRST = {"biograph_mmr": 1}
-"""Virtual crystals that come before the real ones of a block in the vendor's numbering; in ours they come last."""
-
 TOLERATED_DEG = 0.2
+"""Turn of images that is not worth a word."""
 
 
 def read(path: Path, scanner: Scanner | None = None) -> Listmode:

@@ -21,7 +21,7 @@ from petsim.plan import plan_subject
 from petsim.rawdata import hdf5
 from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import EVENT
-from petsim.recorded import plan_recorded, reconstruct_recorded, scanner_of
+from petsim.recorded import plan_recorded, preview_recorded, reconstruct_recorded, scanner_of
 from petsim.settings import ReadOptions, SimulationSettings
 from petsim.simulation import simulate_plan
 from petsim.verify import verify
@@ -120,6 +120,14 @@ def test_a_dataset_of_a_list_mode_file(scan, tmp_path, capsys):
         assert '"realizations":"rethinned"' in f.attrs["provenance"]
         assert str(tmp_path) not in str(dict(f.attrs))
     assert make_dataset(request)["subjects"][0]["made"] is False
+
+
+def test_a_preview_counts_and_reconstructs_nothing(scan):
+    told = preview_recorded(scan[0], RAW, ReadOptions())
+    events = np.concatenate([b.events for b in hdf5.read(scan[0]).blocks()])
+    assert told["prompts"] == (events["is_delayed"] == 0).sum()
+    assert told["delayeds"] == (events["is_delayed"] == 1).sum()
+    assert told["memory_gb"] > 0 and len(told["warnings"]) == 2
 
 
 def test_more_events_than_memory(scan):
