@@ -28,7 +28,7 @@ from petsim.verify import verify
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 SETTINGS = SimulationSettings(
-    scanner=SMALL, preset="fast", drf=(4.0, 10.0), photons=200_000, counts=4e6, efficiency_spread=0.1, drift=0.0,
+    scanner=SMALL, preset="fast", drf=(4.0, 10.0), photons=200_000, counts=2e6, efficiency_spread=0.1, drift=0.0,
     mu_shift=0.0, iterations=4, subsets=6,
 )  # fmt: skip
 SUBJECT = cylinder(radius_mm=90.0, length_mm=80.0, bqml=30_000.0)
@@ -209,7 +209,7 @@ def test_efficiencies_from_many_and_from_few_delayeds():
     real = np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
     true = real * (1 + 0.1 * random.standard_normal(real.shape)) * (1 + 0.1 * random.standard_normal(16))
     true /= true[real].mean()
-    many = delayeds_of(layout, true, 6_000_000)
+    many = delayeds_of(layout, true, 3_000_000)
     found = estimate_efficiencies(many._pairs, many.counts, np.ones(real.shape))
     per_crystal = many.counts[real].mean()
     assert np.std((found - true)[real]) < 1.3 / np.sqrt(per_crystal)
