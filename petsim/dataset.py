@@ -221,6 +221,8 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
         if not same:
             path.unlink()
             (out / INDEX).unlink(missing_ok=True)
+            for events in (out / LISTMODE).glob(f"{path.stem}_r*"):
+                events.unlink()
 
 
 def _with_absolute_paths(request: Request) -> Request:
@@ -399,8 +401,10 @@ def _versions() -> dict[str, str]:
 def check_request(request: Request) -> None:
     """Refuse flags that do not go together."""
     settings = request.settings
-    if "listmode" in request.save and (settings.mode == "window" or are_raw(request.sources)):
-        what = "of raw data is there already" if request.sources else "in mode window comes from petsim thin --mode window"
+    if "listmode" in request.save and (settings.mode != "thin" or are_raw(request.sources)):
+        what = (
+            f"in mode {settings.mode} comes from petsim thin" if settings.mode != "thin" else "of raw data is there already"
+        )
         raise UsageError(f"--save listmode: list mode {what}; leave it out")
     if request.subjects < 1:
         raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")

@@ -83,6 +83,11 @@ def _tilt(layout: SinogramLayout, views: bytes) -> np.ndarray:
     return cos4_tilt(layout, np.frombuffer(views, np.int64))
 
 
+def frame_means(iso: Isotope, seconds: float) -> tuple[float, float]:
+    """Means of exp(-k t) and exp(-2 k t) over a frame."""
+    return mean_decay_factor(iso, seconds), mean_decay_factor(Isotope(iso.name, iso.half_life_s / 2, iso.branching), seconds)
+
+
 def dose_rates(
     singles: Singles, drf: float, mode: str, duration_s: float, isotope_name: str, counts_per_activity: float, scale: float,
     tau_area_us_cm2: float = TAU_AREA_US_CM2,
@@ -113,8 +118,8 @@ def dose_rates(
     iso = isotope(isotope_name)
     window = duration_s / drf if mode == "window" else duration_s
     start = decay_factor(iso, (duration_s - window) / 2)
-    f1 = start * mean_decay_factor(iso, window)
-    f2 = start**2 * mean_decay_factor(Isotope(iso.name, iso.half_life_s / 2, iso.branching), window)
+    f1, f2 = frame_means(iso, window)
+    f1, f2 = start * f1, start**2 * f2
     lowered = drf if mode == "dose" else 1.0
     shortened = 1.0 if mode == "dose" else drf
     b = singles.lutetium_cps

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from data_recipes.contour import read_ct, read_mu
 from data_recipes.errors import DataError, UsageError
@@ -15,7 +16,7 @@ from petsim.corrections import first_iteration
 from petsim.counts import CountStream
 from petsim.dose_rates import DoseRates, dose_rates
 from petsim.geometry.pair_bins import PairBins
-from petsim.geometry.scanner import scanner_names
+from petsim.geometry.scanner import Scanner, scanner_names
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout, fitting_grid, preset_layout, tof_bins_for
 from petsim.model import with_sensitivity
 from petsim.physics.normalization import counts_per_activity, normalization
@@ -26,12 +27,15 @@ from petsim.projectors.choose import projector_class
 from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import Header, Listmode, rings_of
 from petsim.rawdata.formats import open_listmode
-from petsim.rawdata.lower_dose import Delayeds, acceptance, singles_of, within
+from petsim.rawdata.lower_dose import Delayeds, acceptance, merged_tof, singles_of, within
 from petsim.rawdata.recorded_counts import EVENT_BYTES, RecordedCounts
 from petsim.rawdata.thin import Ladder, levels_of, select
 from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import ESTIMATE, ReadOptions, SimulationSettings
 from petsim.simulation import Progress, Simulation, add_figures, describe_layout, describe_rates
+
+FLUX_AREAS = 2.0
+"""Standard deviation, in areas of detectors, over which singles are smoothed before they tell efficiencies."""
 
 FOV_MM = 600.0
 """Largest transaxial field of view where none is given: it holds a patient's arms."""
@@ -112,7 +116,7 @@ def reconstruct_recorded(
     """
     if settings.mode == "window" and settings.realizations > 1:
         raise UsageError("--realizations: the middle of a recorded scan is there once; leave it out, or use --mode thin")
-    warnings = [*source.warnings, *plan.warnings]
+    warnings = [*(_nameless(w) for w in source.warnings), *plan.warnings]
     progress("reading events", 0.0)
     made = []
     for number in range(settings.realizations):
@@ -134,11 +138,18 @@ def reconstruct_recorded(
 
 
 def events_sha256(source: Listmode) -> str:
-    """Hash of all events, whatever file holds them."""
-    digest = hashlib.sha256()
+    """Hash of all events and of what is known of them, whatever file holds them."""
+    h = source.header
+    digest = hashlib.sha256(repr((h.scanner.name, h.start_s, h.duration_s, h.tof_bins, h.tof_bin_ps, h.injection)).encode())
     for block in source.blocks():
         digest.update(block.events.tobytes())
     return digest.hexdigest()
+
+
+def _nameless(warning: str) -> str:
+    """A warning without the file name before it, which may be a patient's."""
+    first, colon, rest = warning.partition(": ")
+    return rest if colon and "." in first else warning
 
 
 def plan_recorded(source: Listmode, settings: SimulationSettings, options: ReadOptions) -> Plan:
@@ -149,7 +160,8 @@ def plan_recorded(source: Listmode, settings: SimulationSettings, options: ReadO
     scanner = rings_of(header)
     preset = settings.resolved_preset()
     fov = settings.fov_mm or min(FOV_MM, 20 * int(1.8 * scanner.inner_radius_mm / 20))
-    layout = within(_odd_tof(preset_layout(scanner, preset, fov), header, fov), acceptance(source))
+    accepted = acceptance(source)
+    layout = within(_own_tof(preset_layout(accepted.scanner, preset, fov), header, fov), accepted)
     if preset.subsets > layout.views:
         raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
     center = (0.0, 0.0, settings.center_mm or 0.0)
@@ -184,18 +196,12 @@ def plan_recorded(source: Listmode, settings: SimulationSettings, options: ReadO
                 tuple(warnings))  # fmt: skip
 
 
-def _odd_tof(layout: SinogramLayout, header: Header, fov_mm: float) -> SinogramLayout:
-    """The layout with an odd number of the events' TOF bins merged, so that these fall into one bin each; or without TOF."""
+def _own_tof(layout: SinogramLayout, header: Header, fov_mm: float) -> SinogramLayout:
+    """The layout with TOF bins that hold whole ones of the events; or without TOF."""
     scanner = layout.scanner
     if not layout.is_tof or header.tof_bins == 1:
         return replace(layout, merge_tof=0, tof_bins=1)
-    finest = scanner.given("tof_bin_ps")
-    own = max(1, round(header.tof_bin_ps / finest))
-    merge = own * max(1, 2 * ((layout.merge_tof // own - 1) // 2) + 1)
-    if merge % 2 == 0:
-        raise DataError(
-            f"{scanner.name}: events in TOF bins of {own} x {finest:g} ps cannot be sorted; an odd number is needed"
-        )
+    merge, _ = merged_tof(header, layout.merge_tof * scanner.given("tof_bin_ps"))
     return replace(layout, merge_tof=merge, tof_bins=tof_bins_for(scanner, merge, fov_mm, TOF_SIGMAS))
 
 
@@ -232,18 +238,26 @@ class _Recorded:
                 counter.add(chosen)
 
         needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
-        self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen)
-        self._rates, smooth = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
+        dead = None
+        if options.normalization not in (None, ESTIMATE):
+            dead = read_efficiencies(Path(options.normalization), real_crystals(plan.scanner)) == 0
+        self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen, dead)
+        if number == 0 and "delayeds" in source.header.fields and not delayeds[0].counts.any():
+            warnings.append("not one delayed was found: randoms are not corrected")
+        rates = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
         self._areas = window.areas
-        self._efficiencies = self._normalization(options, pairs, fans.counts, smooth)
+        self._efficiencies = self._normalization(options, pairs, fans.counts, rates[0].singles_cps)
+        # Singles from delayeds are those of an area's crystals as they are; rates are those of a crystal of efficiency 1.
+        mean = window.areas.mean_at(self._efficiencies)
+        self._rates = tuple(replace(r, singles_cps=r.singles_cps / mean) for r in rates)
         share = self._counts.outside / max(self._counts.outside + len(self._counts.within), 1)
         if share >= LOST_SHARE and number == 0:
-            warnings.append(f"{100 * share:.1f} % of the prompts lie outside the {plan.fov_mm:g} mm field of view")
+            warnings.append(
+                f"{100 * share:.1f} % of the prompts lie outside the {plan.fov_mm:g} mm field of view or in dead crystals"
+            )
 
-    def _estimated_rates(
-        self, header: Header, window: DelayedWindow, delayeds: list[np.ndarray]
-    ) -> tuple[tuple[DoseRates, ...], np.ndarray]:
-        """Rates by dose with singles from that dose's delayeds; singles at full dose at all crystals."""
+    def _estimated_rates(self, header: Header, window: DelayedWindow, delayeds: list[np.ndarray]) -> tuple[DoseRates, ...]:
+        """Rates by dose with singles from that dose's delayeds."""
         scanner, settings, isotope = self._plan.scanner, self._settings, self._plan.subject.injection.isotope
         level = counts_per_activity(with_sensitivity(scanner), 0.0)
         found = no_singles(scanner)
@@ -254,17 +268,19 @@ class _Recorded:
             one = dose_rates(found, drf, settings.mode, header.duration_s, isotope, level, 1.0)
             singles = window.singles(counts, one.seconds) / one.live
             rates.append(replace(one, singles_cps=singles, extra_cps2=0.0))
-        return tuple(rates), window.areas.at_crystals(rates[0].singles_cps)
+        return tuple(rates)
 
-    def _normalization(self, options: ReadOptions, pairs: PairBins, fans: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+    def _normalization(self, options: ReadOptions, pairs: PairBins, fans: np.ndarray, singles: np.ndarray) -> np.ndarray:
         scanner = self._plan.scanner
-        real = np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
+        real = real_crystals(scanner)
         if options.normalization is None:
             return real.astype(np.float32)
         if options.normalization == ESTIMATE:
             if not fans.any():
                 raise DataError("--normalization estimate: the data have no delayeds to estimate from; give a .npy file")
-            return estimate_efficiencies(pairs, fans, smooth)
+            # Over this distance singles vary by the flux, within it by efficiencies.
+            flux = gaussian_filter1d(gaussian_filter1d(singles, FLUX_AREAS, 0, mode="wrap"), FLUX_AREAS, 1, mode="nearest")
+            return estimate_efficiencies(pairs, fans, self._areas.at_crystals(flux))
         return read_efficiencies(Path(options.normalization), real)
 
     def reconstruct(self, keep_sinogram: bool, progress: Callable[[float], None]) -> _Made:
@@ -320,8 +336,13 @@ class _Recorded:
         return rows
 
 
+def real_crystals(scanner: Scanner) -> np.ndarray:
+    """bool (crystals_per_ring, rings): False for virtual crystals."""
+    return np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
+
+
 def read_efficiencies(path: Path, real: np.ndarray) -> np.ndarray:
-    """Crystal efficiencies from a NumPy file, relative to their mean.
+    """Crystal efficiencies from a NumPy file, relative to the mean of those that work.
 
     Parameters
     ----------
@@ -331,24 +352,21 @@ def read_efficiencies(path: Path, real: np.ndarray) -> np.ndarray:
         bool, same shape.
     """
     try:
-        values = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise DataError(
-            f"--normalization {path.name}: {error.strerror or 'not a .npy file'}; give efficiencies as .npy"
-        ) from None
+        raise DataError(f"--normalization {path.name}: {error.strerror}; give a .npy file") from None
     except ValueError:
-        raise DataError(
-            f"--normalization {path.name}: not a .npy file of numbers; save efficiencies with numpy.save"
-        ) from None
-    if getattr(values, "shape", None) != real.shape or values.dtype.kind not in "fiu":
+        raise DataError(f"--normalization {path.name}: not a .npy file of numbers; save it with numpy.save") from None
+    if values.shape != real.shape or values.dtype.kind not in "fiu":
         raise DataError(
             f"--normalization {path.name}: must hold one number for each of {real.shape} crystals a ring and rings, virtual "
-            f"ones counted; it has {getattr(values, 'shape', 'several arrays')}"
+            f"ones counted; it has {values.shape}"
         )
     if not np.isfinite(values).all() or values.min() < 0 or not (values[real] > 0).any():
         raise DataError(f"--normalization {path.name}: efficiencies must be finite, 0 or more, and not all 0")
     values = np.where(real, values, 0).astype(np.float64)
-    return (values / values[real].mean()).astype(np.float32)
+    return (values / values[values > 0].mean()).astype(np.float32)
 
 
 def _provenance(

@@ -463,8 +463,9 @@ def _all_counts(subjects: list[_Summary]) -> str:
 
 def _count_note(s: _Summary) -> str:
     means = " Means of all realizations." if s.realizations > 1 else ""
+    found = "recorded, scatter and randoms estimated" if s.is_recorded else "drawn, scatter and randoms expected"
     return (
-        f"Mode {s.mode} = {_mode_text(s)}. Prompts are drawn, scatter and randoms expected, trues the rest. Randoms "
+        f"Mode {s.mode} = {_mode_text(s)}. Prompts are {found}, trues the rest. Randoms "
         "fraction R / prompts, scatter fraction S / (T + S), NEC = T² / (T + S + R) of expected counts. Live fraction: mean "
         f"over detector blocks; a pair of photons passes two.{means}"
     )

@@ -17,6 +17,7 @@ from typing import IO
 import numba as nb
 import numpy as np
 
+from data_recipes.errors import DataError
 from data_recipes.isotopes import isotope
 from petsim.acquisition import AcquisitionModel
 from petsim.dose import DoseLadder
@@ -271,7 +272,7 @@ class EventWriter:
 
     def __enter__(self) -> "EventWriter":
         # Closed, and thereby removed, by __exit__.
-        self._buckets = [tempfile.TemporaryFile(prefix="petsim-") for _ in range(self._count)]  # noqa: SIM115
+        self._buckets = [tempfile.TemporaryFile(prefix="petsim-", dir=self._folder) for _ in range(self._count)]  # noqa: SIM115
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -298,8 +299,11 @@ class EventWriter:
         place = np.minimum(events["time_ms"] * (self._count / self._duration_ms), self._count - 1).astype(np.int64)
         order = np.argsort(place, kind="stable")
         ends = np.searchsorted(place[order], np.arange(self._count + 1))
-        for k, bucket in enumerate(self._buckets):
-            bucket.write(records[order[ends[k] : ends[k + 1]]].tobytes())
+        try:
+            for k, bucket in enumerate(self._buckets):
+                bucket.write(records[order[ends[k] : ends[k + 1]]].tobytes())
+        except OSError as error:
+            raise DataError(f"--save listmode: events cannot be kept: {error.strerror}; free some space") from None
 
     def finish(self) -> list[str]:
         """Sort by time and write; returns the names of the files."""
@@ -319,7 +323,7 @@ class EventWriter:
 
     def _header(self, drf: float) -> Header:
         fields = {"time", "delayeds", "labels", "injection"} | ({"tof"} if self._plan.layout.is_tof else set())
-        dose = None if drf == 1 else Dose(drf, self._settings.mode, self._settings.seed)
+        dose = None if drf == 1 else Dose(drf, "thin", self._settings.seed)
         return Header(
             self._plan.scanner, self._duration_ms / 1000, tof_bins=self._tof_bins,
             tof_bin_ps=self._plan.scanner.given("tof_bin_ps") if self._plan.layout.is_tof else 0.0,

@@ -32,8 +32,6 @@ class PairBins:
     @classmethod
     def of(cls, layout: SinogramLayout) -> "PairBins":
         """Tables of a layout."""
-        if layout.is_tof and layout.merge_tof % 2 == 0:
-            raise UsageError(f"merge_tof {layout.merge_tof} must be odd, so that the middle TOF bin stays in the middle")
         line = np.full((layout.crystals, layout.crystals), -1, np.int32)
         swapped = np.zeros(line.shape, bool)
         for view in range(layout.views):
@@ -71,6 +69,10 @@ class PairBins:
             raise UsageError("events without TOF cannot be sorted into TOF bins; use a layout without TOF")
         # Layout bins in one bin of the events.
         step = tof_bin_ps / (layout.merge_tof * (layout.scanner.tof_bin_ps or 1.0)) if layout.is_tof else 0.0
+        if layout.is_tof and (abs(1 / step - round(1 / step)) > 0.02 or (round(1 / step) - tof_bins) % 2):
+            raise UsageError(
+                f"{tof_bins} TOF bins cannot be merged by {1 / step:.3g}: edges of both would not fall together"
+            )
         out = np.empty(len(events), np.int64)
         _bins(events, self.line, self.is_swapped, self.plane, layout.merge_transaxial, layout.merge_axial, layout.radials,
               layout.tof_bins, layout.planes, step, (tof_bins - 1) / 2, out)  # fmt: skip

@@ -88,7 +88,7 @@ class Scanner:
     """
 
     name: str
-    title: str
+    title: str = field(compare=False)
     inner_radius_mm: float
     interaction_depth_mm: float
     crystals_per_ring: int

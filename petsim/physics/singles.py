@@ -77,6 +77,19 @@ class DetectorAreas:
         ]
         return smooth[0] / np.maximum(smooth[1], 1e-9)
 
+    def mean_at(self, values: np.ndarray) -> np.ndarray:
+        """Mean over the real crystals of every area, float64 (across, along), of values (crystals_per_ring, rings)."""
+        s = self.scanner
+        xy, z = s.crystal_xy_mm(np.arange(s.crystals_per_ring) + 0.5), s.ring_z_mm(np.arange(s.rings))
+        around = self.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
+        axial = self.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
+        real = np.outer(s.transaxial_is_real(), s.ring_is_real())
+        place = (around[:, None] * self.along + axial[None, :])[real]
+        sums = np.bincount(place, values[real].astype(np.float64), self.across * self.along)
+        count = np.bincount(place, minlength=self.across * self.along)
+        mean = (sums / np.maximum(count, 1)).reshape(self.across, self.along)
+        return np.where(mean > 0, mean, 1.0)
+
     def at_crystals(self, values: np.ndarray) -> np.ndarray:
         """A map over the areas (across, along), interpolated at all crystals: float64 (crystals_per_ring, rings)."""
         xy = self.scanner.crystal_xy_mm(np.arange(self.scanner.crystals_per_ring) + 0.5)

@@ -277,6 +277,8 @@ def create(path: Path, header: Header) -> Iterator[Write]:
     """
     geometry, order = _written_geometry(path, header)
     data = path.with_suffix(".cdf")
+    if data.exists() and not path.exists():
+        raise UsageError(f"{path.name}: would replace {data.name}, which belongs to another header; choose another name")
     if "#" in path.name + geometry.name:
         raise UsageError(f"{path.name}: '#' begins a comment in CASToR's headers; choose names without it")
     scanner_files = {path.with_name(geometry.name + suffix): content for suffix, content in geometry.files.items()}

@@ -163,7 +163,9 @@ class DamagedError(DataError):
     """A file that is good up to a place (`where`, such as "byte 1234"); `events` were yielded before it."""
 
     def __init__(self, name: str, what: str, where: str, events: int) -> None:
-        super().__init__(f"{name}: {what} at {where}, after {events} events; --salvage keeps those, or copy the file again")
+        super().__init__(
+            f"{name}: {what} at {where}, after {events} events; petsim convert --salvage keeps those, or copy the file again"
+        )
         self.events = events
 
 

@@ -64,7 +64,7 @@ def read(path: Path, scanner: Scanner | None = None) -> Listmode:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name}: cannot be read as petsim list mode; it is damaged or another kind of file") from None
-    return Listmode(path.name, header, lambda: _blocks(path, header))
+    return Listmode(path.name, header, lambda: _readable(path, header))
 
 
 def _header(doc: dict[str, Any], scanner: Scanner | None) -> Header:
@@ -81,6 +81,13 @@ def _header(doc: dict[str, Any], scanner: Scanner | None) -> Header:
         own, doc["duration_s"], doc["start_s"], doc["tof_bins"], doc["tof_bin_ps"], frozenset(doc["fields"]),
         Injection(**doc["injection"]), None if dose is None else Dose(**dose),
     )  # fmt: skip
+
+
+def _readable(path: Path, header: Header) -> Iterator[Block]:
+    try:
+        yield from _blocks(path, header)
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path.name}: cannot be read any further, it is damaged; copy it again") from error
 
 
 def _blocks(path: Path, header: Header) -> Iterator[Block]:

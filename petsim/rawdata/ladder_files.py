@@ -8,7 +8,7 @@ from petsim.cache.store import make_folder
 from petsim.rawdata.events import Block, without_fields
 from petsim.rawdata.formats import format_of, loss, open_listmode, suffix_of
 from petsim.rawdata.interfile_sinogram import SUFFIXES as SINOGRAMS
-from petsim.rawdata.thin import Ladder, Progress, good_blocks, thin
+from petsim.rawdata.thin import Ladder, Progress, salvaged, thin
 
 
 def thin_file(
@@ -48,7 +48,7 @@ def thin_file(
     if format is None and path.name.lower().endswith(SINOGRAMS):
         return _thin_sinogram(path, folder, drfs, mode, seed, complement, scanner)
     source = open_listmode(path, scanner)
-    suffix = suffix_of(path) if format is None else format
+    suffix = suffix_of(path) if format is None else f".{format.lstrip('.')}"
     stem = path.name[: -len(suffix_of(path))]
     ladder = Ladder((1.0, *(d for d in sorted(set(drfs)) if d > 1)), mode, seed, complement)
 
@@ -85,13 +85,14 @@ def convert_file(input: str, output: str, scanner: str | None = None, salvage: b
     source, target = open_listmode(Path(input), scanner), Path(output)
     if target.resolve() == Path(input).resolve():
         raise UsageError(f"{target.name}: is the input itself; choose another name")
+    source = salvaged(source) if salvage else source
     lost, line = loss(source.header, target)
     warnings = [*source.warnings, *([line] if line else [])]
     if not target.parent.is_dir():
         raise DataError(f"{target.name}: its folder does not exist; make it first")
     counts = [0, 0]
     with format_of(target).create(target, without_fields(source.header, lost)) as write:
-        for block in good_blocks(source, salvage, warnings):
+        for block in source.blocks():
             events = block.events
             if "delayeds" in lost:
                 events = events[events["is_delayed"] == 0]

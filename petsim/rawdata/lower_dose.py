@@ -22,7 +22,7 @@ from scipy import ndimage
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from data_recipes.isotopes import isotope
-from petsim.dose_rates import BinRates, DoseRates, dose_rates
+from petsim.dose_rates import BinRates, DoseRates, dose_rates, frame_means
 from petsim.geometry.pair_bins import PairBins
 from petsim.geometry.scanner import Scanner
 from petsim.geometry.sinogram import SinogramLayout
@@ -101,6 +101,29 @@ def _add_delayeds(events, around, axial, line, merge, farthest, counts):
         counts[a1, z1, a2, z2] += 1
 
 
+def merged_tof(header: Header, wanted_ps: float) -> tuple[int, int]:
+    """Finest TOF bins, and bins of the events, in a merged one of about `wanted_ps` whose edges are edges of theirs.
+
+    There is an odd number of merged bins; so edges fall together where the number of event bins in one is even or odd as
+    that of all of them.
+
+    Raises
+    ------
+    DataError
+        Bins of the events that are no multiple of the scanner's finest.
+    """
+    finest = rings_of(header).given("tof_bin_ps")
+    own = round(header.tof_bin_ps / finest)
+    if own < 1 or abs(own * finest / header.tof_bin_ps - 1) > 0.01:
+        raise DataError(
+            f"{header.scanner.name}: TOF bins of {header.tof_bin_ps:g} ps are no multiple of {finest:g} ps; give the bins "
+            "of the events as tof_bin_ps in a copy of the scanner's file (--scanner FILE.toml)"
+        )
+    odd = header.tof_bins % 2
+    together = max(2 - odd, 2 * round((wanted_ps / header.tof_bin_ps - odd) / 2) + odd)
+    return own * together, together
+
+
 def coarse_layout(header: Header) -> SinogramLayout:
     """Sinogram in which the local randoms fraction is found: all crystal pairs, merged to `COARSE_MM`."""
     scanner = rings_of(header)
@@ -112,9 +135,9 @@ def coarse_layout(header: Header) -> SinogramLayout:
     crystals = scanner.crystals_per_ring // across
     merge, bins = 0, 1
     if header.tof_bins > 1 and scanner.tof_bin_ps and scanner.tof_fwhm_ps:
+        merge, together = merged_tof(header, scanner.tof_fwhm_ps / TOF_BINS_PER_FWHM)
         # An odd number of merged bins that holds all bins of the events.
-        merge = 2 * max(0, round((scanner.tof_fwhm_ps / scanner.tof_bin_ps / TOF_BINS_PER_FWHM - 1) / 2)) + 1
-        bins = 2 * int(np.ceil((header.tof_bins * header.tof_bin_ps / (merge * scanner.tof_bin_ps) - 1) / 2)) + 1
+        bins = 2 * math.ceil((header.tof_bins / together - 1) / 2) + 1
     return SinogramLayout(
         scanner, (crystals // 2 if crystals % 2 else crystals) - 1, across, along, span=min(5, 2 * rings - 1),
         max_ring_difference=rings - 1, merge_tof=merge, tof_bins=bins,
@@ -122,7 +145,8 @@ def coarse_layout(header: Header) -> SinogramLayout:
 
 
 def acceptance(source: Listmode) -> SinogramLayout:
-    """Sinogram of the unmerged crystal pairs that a file's events fill on both sides of the middle.
+    """Sinogram of the unmerged crystal pairs that a file's events fill on both sides of the middle, and up to the ring
+    difference that they reach, which its scanner has too.
 
     Singles follow from delayeds only where it is known which pairs could have one: with a narrow fan, an error of a few
     pairs at its edge moves singles from one side of the ring to the other. Edges that are filled in part are left out.
@@ -132,8 +156,10 @@ def acceptance(source: Listmode) -> SinogramLayout:
         scanner, scanner.crystals_per_ring // (2 if scanner.crystals_per_ring % 2 else 1) - 1,
         max_ring_difference=scanner.max_ring_difference,
     )  # fmt: skip
-    pairs, counts = PairBins.of(whole), np.zeros((2, whole.radials), np.int64)
+    pairs, counts, farthest = PairBins.of(whole), np.zeros((2, whole.radials), np.int64), 0
     for block in source.blocks():
+        difference = block.events["ring1"].astype(np.int32) - block.events["ring2"]
+        farthest = max(farthest, int(np.abs(difference).max(initial=0)))
         late = block.events["is_delayed"] > 0
         pairs.count_radials(block.events[late], counts[0])
         pairs.count_radials(block.events[~late], counts[1])
@@ -144,7 +170,11 @@ def acceptance(source: Listmode) -> SinogramLayout:
         inner = counts[0, middle - middle // 4 : middle + middle // 4 + 1]
         filled = counts[0] > FILLED * np.median(inner[inner > 0])
     reach = next((t for t in range(middle, 0, -1) if filled[middle - t] and filled[min(middle + t, whole.radials - 1)]), 1)
-    return replace(whole, radials=2 * reach + 1 if reach < middle else whole.radials)
+    farthest = min(farthest, scanner.max_ring_difference)
+    return SinogramLayout(
+        replace(scanner, max_ring_difference=farthest), 2 * reach + 1 if reach < middle else whole.radials,
+        max_ring_difference=farthest,
+    )  # fmt: skip
 
 
 def within(layout: SinogramLayout, accepted: SinogramLayout) -> SinogramLayout:
@@ -165,8 +195,10 @@ def singles_of(
     recorded = window.singles(delayeds, seconds)
     live = np.ones_like(recorded)
     singles = model
+    # Estimated is the mean over the frame, a sqrt(f2) + b f1 / sqrt(f2) (see `dose_rates`); a is that of scan start.
+    f1, f2 = frame_means(isotope(isotope_name), seconds)
     for _ in range(LIVE_ITERATIONS):
-        activity = np.maximum(recorded / live - model.lutetium_cps, 0)
+        activity = np.maximum((recorded / live - model.lutetium_cps * f1 / math.sqrt(f2)) / math.sqrt(f2), 0)
         singles = replace(model, activity_cps=activity, triggers_cps=activity * ratio)
         live = dose_rates(singles, 1.0, "dose", seconds, isotope_name, 1.0, 1.0).live
     return singles, live
@@ -200,7 +232,8 @@ def kept_shares(source: Listmode, drfs: tuple[float, ...]) -> Callable[[np.ndarr
     header = source.header
     if "delayeds" not in header.fields:
         raise DataError(f"{source.name}: no delayeds, from which --mode dose learns the singles; use --mode thin")
-    layout, own = coarse_layout(header), acceptance(source)
+    own = acceptance(source)
+    layout = coarse_layout(replace(header, scanner=own.scanner))
     window = DelayedWindow.of(own)
     pairs, found = PairBins.of(layout), Delayeds(window, own)
     prompts = np.zeros(int(np.prod(layout.shape)), np.int64)

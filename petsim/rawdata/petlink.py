@@ -75,7 +75,11 @@ def read(path: Path, scanner: Scanner | None = None) -> Listmode:
         if stated != own:
             raise DataError(f"{path.name}: '{what}' is {stated:g} but {scanner.name} has {own:g}; name another --scanner")
     layout = SinogramLayout(scanner, projections, max_ring_difference=keys.integer("maximum ring difference"))
-    data = path.with_name(keys.find("name of data file") or path.name.split(".hdr")[0])
+    # Vendors write folders of their own machine before it.
+    named = Path((keys.find("name of data file") or "").replace("\\", "/")).name
+    data = path.with_name(named or path.name.split(".hdr")[0])
+    if keys.find_integer("data offset in bytes", 0):
+        raise DataError(f"{path.name}: 'data offset in bytes' is not 0; write the events into a file of their own")
     if not data.is_file():
         raise DataError(f"{path.name}: its data file {data.name} is missing; put both into one folder")
     words = data.stat().st_size // 4
@@ -251,6 +255,8 @@ def _decode(words, crystals, rings, blocks, scale, events, singles, state):
 def create(path: Path, header: Header) -> Iterator[Write]:
     """Write words and header; a time tag is written for every millisecond. See `petsim.rawdata.events.Format`."""
     scanner = rings_of(header)
+    if "time" not in header.fields:
+        raise UsageError(f"{path.name}: PETLINK cannot do without times, which the data do not have; choose another format")
     if scanner.radial_bins is None or scanner.crystals_per_ring % 2:
         raise UsageError(f"{path.name}: {scanner.name} has no bin addresses of PETLINK; choose another format")
     farthest = scanner.max_ring_difference
@@ -258,6 +264,8 @@ def create(path: Path, header: Header) -> Iterator[Write]:
     pairs = _bins_of_pairs(layout)
     data = path.with_name(path.name.split(".hdr")[0])
     start, end = round(1000 * header.start_s), round(1000 * (header.start_s + header.duration_s))
+    if data.exists() and not path.exists():
+        raise UsageError(f"{path.name}: would replace {data.name}, which belongs to another header; choose another name")
     state = np.array([start, 0, 0], np.int64)
     with whole_or_nothing(path) as head, whole_or_nothing(data) as temporary:
         with temporary.open("wb") as file:

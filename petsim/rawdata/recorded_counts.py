@@ -46,7 +46,14 @@ class RecordedCounts:
 
     @classmethod
     def of(
-        cls, source: Listmode, layout: SinogramLayout, doses: int, levels_for: Levels, budget_bytes: float, seen: Seen
+        cls,
+        source: Listmode,
+        layout: SinogramLayout,
+        doses: int,
+        levels_for: Levels,
+        budget_bytes: float,
+        seen: Seen,
+        dead: np.ndarray | None = None,
     ) -> "RecordedCounts":
         """Read a file twice: once to count, once to sort.
 
@@ -60,6 +67,8 @@ class RecordedCounts:
         budget_bytes : float
         seen : callable
             Called with every block of the second pass, delayeds included.
+        dead : ndarray, optional
+            bool (crystals_per_ring, rings): crystals whose prompts do not count.
 
         Raises
         ------
@@ -69,20 +78,27 @@ class RecordedCounts:
         pairs, header = PairBins.of(layout), source.header
         per_view = int(np.prod(layout.shape[1:]))
         starts, outside = np.zeros(layout.views + 1, np.int64), 0
+
+        def bins_of(events: np.ndarray) -> np.ndarray:
+            bins = pairs.of_events(events, header.tof_bins, header.tof_bin_ps)
+            if dead is not None:
+                bins[dead[events["crystal1"], events["ring1"]] | dead[events["crystal2"], events["ring2"]]] = -1
+            return bins
+
         for block in source.blocks():
-            bins = pairs.of_events(block.events, header.tof_bins, header.tof_bin_ps)
+            bins = bins_of(block.events)
             outside += _count_views(block.events, bins, per_view, starts)
         total = int(starts[-1])
         if EVENT_BYTES * total > budget_bytes:
             raise DataError(
                 f"{source.name}: its {total} prompts take {EVENT_BYTES * total / 1e9:.2g} GB of memory but "
-                f"{budget_bytes / 1e9:.2g} GB may be used for them; give more with --memory-gb"
+                f"{max(budget_bytes, 0) / 1e9:.2g} GB may be used for them; give more with --memory-gb"
             )
         within, levels = np.empty(total, np.uint32), np.empty(total, np.uint8)
         place, first = starts[:-1].copy(), 0
         for block in source.blocks():
             own = levels_for(block.events, first)
-            bins = pairs.of_events(block.events, header.tof_bins, header.tof_bin_ps)
+            bins = bins_of(block.events)
             _sort(block.events, bins, own, per_view, place, within, levels)
             seen(block.events, own)
             first += len(block.events)

@@ -123,6 +123,7 @@ def thin(
     DataError
         A damaged file without `salvage`; nothing is left behind then.
     """
+    source = salvaged(source) if salvage else source
     if source.header.dose is not None:
         raise DataError(
             f"{source.name}: is at DRF {source.header.dose.drf:g} already; thin the full dose, so that all levels are nested"
@@ -144,7 +145,7 @@ def thin(
                 writing = (stack.enter_context(opened), "delayeds" not in lost)
                 (complements if complement else writers)[level].append(writing)
                 files.append(path.name)
-        for block in good_blocks(source, salvage, warnings):
+        for block in source.blocks():
             levels = levels_for(block.events, first)
             # Each dose is found among the events of the one above it.
             chosen, own = block.events, levels
@@ -167,14 +168,34 @@ def thin(
     }  # fmt: skip
 
 
-def good_blocks(source: Listmode, salvage: bool, warnings: list[str]) -> Iterator[Block]:
-    """Blocks up to a damaged place, if that is wanted."""
+def salvaged(source: Listmode) -> Listmode:
+    """A file up to its first damaged place, with the duration that is left; `source` itself where it is whole."""
+    events, last_ms = 0, 0
     try:
-        yield from source.blocks()
+        for block in source.blocks():
+            events += len(block.events)
+            if len(block.events):
+                last_ms = int(block.events["time_ms"][-1])
+        return source
     except DamagedError as error:
-        if not salvage:
-            raise
-        warnings.append(f"{str(error).split(';')[0]}; these were kept")
+        warning = f"{str(error).split(';')[0]}; these were kept"
+    header = source.header
+    if events == 0:
+        raise DataError(f"{source.name}: no event before the damaged place; copy the file again")
+    if "time" in header.fields:
+        header = replace(header, duration_s=max(last_ms + 1 - 1000 * header.start_s, 1) / 1000)
+    else:
+        warning += ", their duration is not known: the header has that of the whole scan"
+
+    def blocks() -> Iterator[Block]:
+        left = events
+        for block in source.blocks():
+            left -= len(block.events)
+            yield block
+            if left <= 0:
+                return
+
+    return replace(source, header=header, blocks=blocks, warnings=(*source.warnings, warning))
 
 
 def _narrowed(block: Block, events: np.ndarray, header: Header, ladder: Ladder, level: int, holds_delayeds: bool) -> Block:

@@ -83,9 +83,15 @@ def test_ends_in_the_other_order_are_the_same_bin():
     for a, b in (("crystal1", "crystal2"), ("ring1", "ring2")):
         turned[a], turned[b] = events[b], events[a]
     turned["tof_bin"] = 200 - events["tof_bin"]
-    assert np.array_equal(pairs.of_events(events, 201, 17.9), pairs.of_events(turned, 201, 17.9))
+    assert np.array_equal(pairs.of_events(events, 201, QUADRA.tof_bin_ps), pairs.of_events(turned, 201, QUADRA.tof_bin_ps))
 
 
-def test_an_even_number_of_merged_tof_bins_is_refused():
-    with pytest.raises(UsageError, match="odd"):
-        PairBins.of(SinogramLayout(QUADRA, 100, 2, 8, max_ring_difference=5, merge_tof=14, tof_bins=15))
+@pytest.mark.parametrize(("merge", "bins", "fits"), [(14, 101, False), (14, 100, True), (15, 101, True), (15, 100, False)])
+def test_tof_bins_whose_edges_do_not_fall_together_are_refused(merge, bins, fits):
+    pairs = PairBins.of(SinogramLayout(QUADRA, 100, 2, 8, max_ring_difference=5, merge_tof=merge, tof_bins=15))
+    events = np.zeros(1, EVENT)
+    if fits:
+        pairs.of_events(events, bins, QUADRA.tof_bin_ps)
+        return
+    with pytest.raises(UsageError, match="fall together"):
+        pairs.of_events(events, bins, QUADRA.tof_bin_ps)

@@ -13,15 +13,17 @@ from data_recipes.phantoms.analytic import cylinder
 from data_recipes.resample import resample
 from petsim import cli
 from petsim.dataset import Request, check_request, make_dataset
+from petsim.dose_rates import BinRates
 from petsim.geometry.pair_bins import PairBins
 from petsim.geometry.scanner import load_scanner
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.model import build_model
+from petsim.physics.normalization import normalization
 from petsim.plan import plan_subject
 from petsim.rawdata import hdf5
 from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import EVENT
-from petsim.recorded import plan_recorded, preview_recorded, reconstruct_recorded, scanner_of
+from petsim.recorded import _Recorded, events_sha256, plan_recorded, preview_recorded, reconstruct_recorded, scanner_of
 from petsim.settings import ReadOptions, SimulationSettings
 from petsim.simulation import simulate_plan
 from petsim.verify import verify
@@ -130,6 +132,87 @@ def test_a_preview_counts_and_reconstructs_nothing(scan):
     assert told["memory_gb"] > 0 and len(told["warnings"]) == 2
 
 
+def changed(source, change):
+    """The file with other events."""
+    return replace(source, blocks=lambda: (replace(b, events=change(b.events)) for b in source.blocks()))
+
+
+def test_a_smaller_axial_acceptance_is_seen_in_the_data(scan, recorded):
+    """Events of ring differences up to 5 only: the same activity, from fewer counts."""
+    path, mu, efficiencies, _ = scan
+
+    def near(events):
+        return events[np.abs(events["ring1"].astype(int) - events["ring2"]) <= 5]
+
+    source, options = changed(hdf5.read(path), near), ReadOptions(mu=str(mu), normalization=str(efficiencies))
+    settings = replace(RAW, drf=(4.0,), iterations=2)
+    _, result = reconstruct_recorded(source, plan_recorded(source, settings, options), settings, options)
+    assert result.images[0, 0][inside(result.grid, half_mm=10.0)].mean() == pytest.approx(30_000, rel=0.08)
+
+
+def test_dead_crystals_do_not_darken_the_image(scan):
+    path, mu, efficiencies, _ = scan
+    values = np.load(efficiencies)
+    values[::10] = 0
+    dead = path.parent / "dead.npy"
+    np.save(dead, values)
+    source, options = hdf5.read(path), ReadOptions(mu=str(mu), normalization=str(dead))
+    settings = replace(RAW, drf=(4.0,), iterations=2)
+    _, result = reconstruct_recorded(source, plan_recorded(source, settings, options), settings, options)
+    assert result.images[0, 0][inside(result.grid)].mean() == pytest.approx(30_000, rel=0.08)
+    assert any("dead crystals" in w for w in result.provenance["warnings"])
+
+
+def test_randoms_do_not_count_efficiencies_twice(scan):
+    """A quarter of the ring detects 30 % less: randoms at its crystals are those of the labels."""
+    path, _, _, _ = scan
+    source = hdf5.read(path)
+    scanner = load_scanner(SMALL)
+    weak = np.zeros((scanner.crystals_per_ring, scanner.rings), bool)
+    weak[:42] = True
+
+    def weakened(events):
+        random = np.random.default_rng(len(events))
+        gone = np.zeros(len(events), bool)
+        for end in "12":
+            gone |= weak[events[f"crystal{end}"], events[f"ring{end}"]] & (random.random(len(events)) < 0.3)
+        return events[~gone]
+
+    values = np.load(scan[2]) * np.where(weak, 0.7, 1.0)
+    file = path.parent / "weak.npy"
+    np.save(file, values)
+    own, options = changed(source, weakened), ReadOptions(normalization=str(file))
+    settings = replace(RAW, drf=(4.0,), iterations=1, subsets=1)
+    plan = plan_recorded(own, settings, options)
+    one = _Recorded(own, plan, settings, options, 0, 8e9, [])
+    recon = BinRates(plan.layout, one._areas, one._rates)
+    views = np.arange(plan.layout.views)
+    expected = normalization(plan.layout, one._efficiencies, views) * recon.live(views) * recon.randoms(views)
+    events = np.concatenate([b.events for b in own.blocks()])
+    true = events[(events["label"] == 3) & (events["is_delayed"] == 0)]
+    bins = PairBins.of(plan.layout).of_events(true, own.header.tof_bins, own.header.tof_bin_ps)
+    found = np.bincount(bins[bins >= 0], minlength=np.prod(plan.layout.shape)).reshape(plan.layout.shape).sum(axis=2)
+    merge = plan.layout.merge_transaxial
+    ends = np.stack([np.stack(plan.layout.crystal_pairs(v), axis=-1)[0] * merge < 42 for v in views]).sum(axis=-1)
+    for count in (0, 1):
+        here = ends == count
+        assert expected[here].sum() * plan.layout.tof_bins == pytest.approx(found[here].sum(), rel=0.05)
+
+
+def test_a_subject_is_its_events_and_what_is_known_of_them(scan):
+    source = hdf5.read(scan[0])
+    other = replace(source, header=replace(source.header, injection=replace(source.header.injection, isotope="Ga-68")))
+    assert events_sha256(source) != events_sha256(other)
+
+
+def test_file_names_are_not_kept(scan):
+    source = replace(hdf5.read(scan[0]), warnings=("doe_john.l: is short",))
+    options = ReadOptions()
+    settings = replace(RAW, drf=(4.0,), iterations=1, subsets=1)
+    subject, result = reconstruct_recorded(source, plan_recorded(source, settings, options), settings, options)
+    assert "is short" in result.provenance["warnings"] and "doe" not in str(result.provenance) + str(subject.provenance)
+
+
 def test_more_events_than_memory(scan):
     source = hdf5.read(scan[0])
     plan = plan_recorded(source, RAW, ReadOptions())
@@ -158,11 +241,14 @@ def test_the_scanner_of_a_file_that_the_library_lacks(scan):
         (np.zeros((168, 16)), "not all 0"),
         (np.array(["a"]), "must hold one number"),
         (None, "not a .npy file"),
+        (b"", "not a .npy file"),
+        (b"PK\x03\x04", "not a .npy file"),
     ],
 )
 def test_a_normalization_that_is_none(scan, values, part, tmp_path):
     file = tmp_path / "n.npy"
-    file.write_bytes(b"hello") if values is None else np.save(file, values)
+    values = b"hello" if values is None else values
+    file.write_bytes(values) if isinstance(values, bytes) else np.save(file, values)
     source = hdf5.read(scan[0])
     options = ReadOptions(normalization=str(file))
     with pytest.raises(DataError, match=part):

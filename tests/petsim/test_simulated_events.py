@@ -18,7 +18,7 @@ from petsim.model import build_model
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import plan_subject
 from petsim.rawdata import hdf5
-from petsim.rawdata.events import LABELS
+from petsim.rawdata.events import LABELS, Dose
 from petsim.settings import SimulationSettings
 from petsim.simulation import simulate_plan
 
@@ -72,6 +72,20 @@ def test_delayeds_are_those_of_the_corrections(made):
         assert (events[d]["is_delayed"] == 1).sum() == counts.sum() > 100
 
 
+def test_tof_bins_are_even_within_merged_ones_and_for_delayeds(made):
+    plan, _, files, events = made
+    late = events[1.0]["is_delayed"] == 1
+    merge, bins = plan.layout.merge_tof, files[1.0].header.tof_bins
+    assert bins == merge * plan.layout.tof_bins
+    for values, count in ((events[1.0]["tof_bin"][late], bins), (events[1.0]["tof_bin"][~late] % merge, merge)):
+        assert stats.chisquare(np.bincount(values, minlength=count)).pvalue > 1e-4
+
+
+def test_a_dose_is_named_in_its_file(made):
+    *_, files, _ = made
+    assert files[1.0].header.dose is None and files[4.0].header.dose == Dose(4.0, "thin", 0)
+
+
 def test_doses_are_nested(made):
     *_, events = made
     rows = {d: {e.tobytes() for e in one} for d, one in events.items()}
@@ -123,6 +137,7 @@ def test_a_short_half_life_is_in_the_times(tmp_path):
 def test_window_mode_and_raw_data_are_refused():
     for request in (
         Request("x", settings=replace(SETTINGS, mode="window"), save=("listmode",)),
+        Request("x", settings=replace(SETTINGS, mode="dose"), save=("listmode",)),
         Request("x", ("a.lm.h5",), settings=SETTINGS, save=("listmode",)),
     ):
         with pytest.raises(UsageError, match="--save listmode"):

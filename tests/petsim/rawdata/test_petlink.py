@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from listmode_samples import all_events, cleared, in_memory, mmr_header, sample_events, sample_singles
 
-from data_recipes.errors import DataError
+from data_recipes.errors import DataError, UsageError
 from data_recipes.subject import Injection
 from petsim.rawdata import petlink
 from petsim.rawdata.events import Block, DamagedError, Dose, Header
@@ -41,7 +41,7 @@ def test_no_count_lies_in_a_gap_of_the_mmr(mmr_scan):
 
 def test_nothing_of_the_real_header_identifies_anybody(tmp_path):
     header = Header(
-        mmr_header().scanner, 1.0, fields=frozenset({"injection"}), injection=Injection("F-18", "FDG", 100.0, 3600.0)
+        mmr_header().scanner, 1.0, fields=frozenset({"injection", "time"}), injection=Injection("F-18", "FDG", 100.0, 3600.0)
     )
     write(tmp_path / "a.l.hdr", header, sample_events(header.scanner, 10))
     text = (tmp_path / "a.l.hdr").read_text().lower()
@@ -159,6 +159,30 @@ def test_other_damage_is_told_at_once(scan, change, part):
     with pytest.raises(DataError, match=part) as caught:
         petlink.read(scan)
     assert "\n" not in str(caught.value)
+
+
+def test_the_uptake_may_pass_midnight(scan):
+    times = ["study time (hh:mm:ss GMT+00:00):=00:30:00", "tracer injection time (hh:mm:ss GMT+00:00):=23:30:00"]
+    times = "\n".join([*times, "isotope name:=F-18", ""])
+    scan.write_text(scan.read_text() + times)
+    assert petlink.read(scan).header.injection.uptake_s == 3600
+
+
+def test_a_patient_who_lies_otherwise(scan):
+    scan.write_text(scan.read_text() + "patient orientation:=FFS\n")
+    assert "FFS" in petlink.read(scan).warnings[0]
+
+
+def test_another_headers_data_are_not_replaced(scan):
+    header = petlink.read(scan).header
+    scan.rename(scan.with_name("other.hdr"))
+    with pytest.raises(UsageError, match="belongs to another header"), petlink.create(scan, header):
+        pass
+
+
+def test_data_without_times_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="without times"), petlink.create(tmp_path / "a.l.hdr", mmr_header("delayeds")):
+        pass
 
 
 def test_nothing_half_written_remains(tmp_path):

@@ -1,5 +1,6 @@
 """Dose ladders of list-mode data."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from scipy import stats
 
 from data_recipes.errors import DataError, UsageError
 from petsim.dose import DoseLadder
+from petsim.geometry.scanner import load_scanner
 from petsim.rawdata import hdf5, petlink
 from petsim.rawdata.events import DamagedError, Dose, Header, Listmode
+from petsim.rawdata.formats import open_listmode
 from petsim.rawdata.ladder_files import convert_file, thin_file
 from petsim.rawdata.thin import Ladder, thin, window_s
 
@@ -114,6 +117,17 @@ def test_window_is_the_middle_of_the_scan(source, tmp_path):
     assert as_rows(made["10"]) < as_rows(made["4"]) < as_rows(made["2.5"])
 
 
+def test_a_window_of_a_scan_that_starts_later():
+    header = replace(mmr_header("time"), start_s=2.0, duration_s=4.0)
+    assert window_s(header, 2.0) == (3.0, 5.0)
+
+
+def test_delayeds_are_left_out_where_a_format_cannot_hold_them(source, tmp_path):
+    header = replace(source.header, scanner=load_scanner("biograph_mmr"))
+    result = thin(replace(source, header=header), Ladder((1.0, 4.0), "thin", 0), lambda drf, other: tmp_path / "a.cdh")
+    assert len(all_events(open_listmode(tmp_path / "a.cdh"))) == result["prompts"]["4"]
+
+
 def test_what_is_known_of_a_dose_is_stored(source, tmp_path):
     run(source, tmp_path, seed=9, complement=True)
     low = hdf5.read(tmp_path / "x4c.lm.h5")
@@ -142,6 +156,8 @@ def test_a_damaged_file_leaves_nothing_unless_salvaged(source, tmp_path):
         run(damaged(source), tmp_path)
     assert list(tmp_path.iterdir()) == []
     result, made = run(damaged(source), tmp_path, salvage=True)
+    last = int(next(iter(source.blocks())).events["time_ms"][-1])
+    assert hdf5.read(tmp_path / "x4.lm.h5").header.duration_s == pytest.approx((last + 1) / 1000)
     assert len(made) == 3 and 7001 / 4 * 0.8 < len(made["4"]) < 7001 / 4 * 1.2
     assert "a hole at byte 5, after 7001 events" in result["warnings"][0]
 
