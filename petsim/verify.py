@@ -268,8 +268,9 @@ def _check_corrections(f: SubjectFile) -> list[str]:
     provenance = f.json("provenance")
     settings = f.json("configuration") | provenance.get("vary", {}).get("drawn", {})
     recon = provenance.get("reconstruction", {})
+    estimated = "estimated" in (settings.get("corrections"), recon.get("corrections"))
     # Of recorded data nobody knows the true corrections.
-    if "estimated" not in (settings.get("corrections"), recon.get("corrections")) or provenance["full_dose"] == "recorded":
+    if not estimated or provenance.get("full_dose") == "recorded":
         return []
     found = recon.get("by_realization", [])
     if len(found) != f.dataset("recon").shape[1]:

@@ -1,10 +1,15 @@
 """Fixtures for all tests."""
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+_MANY = 1000
+"""Tests from which on a run is one of all."""
 
 _DEFAULT = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -20,3 +25,16 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels are compiled on another core while a run of all tests begins, see `tests.warm_up`."""
+    if len(request.session.items) < _MANY:
+        yield
+        return
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen([sys.executable, "-m", "tests.warm_up"], cwd=root, stdout=subprocess.DEVNULL)
+    yield
+    process.kill()
+    process.wait()

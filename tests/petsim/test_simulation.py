@@ -235,7 +235,10 @@ def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
                                   iterations=1)  # fmt: skip
     plan = plan_subject(scan, settings)
     simulated = simulate_plan(plan, settings)
-    inserted = simulate_plan(plan, replace(settings, full_dose="source"))
+    inserted = simulate_plan(plan, replace(settings, full_dose="source", realizations=2))
+    # More realizations would be the same draws again.
+    np.testing.assert_array_equal(inserted.images, insert_noise(inserted.activity_bqml, simulated.images[:, :2]))
+    inserted = replace(inserted, images=insert_noise(inserted.activity_bqml, simulated.images))
     place = tuple(slice(*p) for p in simulated.provenance["noise_sphere"])
     inside = (slice(None), slice(None), *place)
     draws, noisy = (r.images[inside][:, :, sphere(r.grid)].astype(np.float64) for r in (simulated, inserted))

@@ -23,7 +23,7 @@ DRFS = (1.0, 4.0, 20.0)
 # So hot that randoms are a tenth of the prompts, and all of them in the tails, and that dead time takes a tenth of the
 # singles. Hotter than that, what triggers come with a single, which no data tell, decides about dead time.
 SETTINGS = SimulationSettings(
-    scanner=SMALL, preset="fast", drf=DRFS[1:], photons=400_000, duration_s=0.6, iterations=1, subsets=2, mode="thin",
+    scanner=SMALL, preset="fast", drf=DRFS[1:], photons=200_000, duration_s=0.6, iterations=1, subsets=2, mode="thin",
 )  # fmt: skip
 
 
