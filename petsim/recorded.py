@@ -16,7 +16,7 @@ from petsim.corrections import first_iteration
 from petsim.counts import CountStream
 from petsim.dose_rates import DoseRates, dose_rates
 from petsim.geometry.pair_bins import PairBins
-from petsim.geometry.scanner import Scanner, scanner_names
+from petsim.geometry.scanner import scanner_names
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout, fitting_grid, preset_layout, tof_bins_for
 from petsim.model import with_sensitivity
 from petsim.physics.normalization import counts_per_activity, normalization
@@ -118,18 +118,20 @@ def reconstruct_recorded(
         raise UsageError("--realizations: the middle of a recorded scan is there once; leave it out, or use --mode thin")
     warnings = [*(_nameless(w) for w in source.warnings), *plan.warnings]
     progress("reading events", 0.0)
+    accepted = acceptance(source)
     made = []
     for number in range(settings.realizations):
-        one = _Recorded(source, plan, settings, options, number, budget_bytes, warnings)
+        one = _Recorded(source, plan, settings, options, number, budget_bytes, warnings, accepted)
         done = number / settings.realizations
         made.append(one.reconstruct(keep_sinograms, lambda share, done=done: progress(
             "reconstructing", done + share / settings.realizations)))  # fmt: skip
     images = np.stack([m.images for m in made], axis=1)
     # The post-filter's rounding may leave -1e-28.
     subject = replace(plan.subject, activity_bqml=np.maximum(images[0, 0], 0))
+    assert subject.mu_per_cm is not None
     result = Simulation(
         grid=plan.grid, drfs=settings.ladder(), images=images, noise_free=None, activity_bqml=subject.activity_bqml,
-        mu_per_cm=made[0].mu_per_cm, labels=None, counts=[row for m in made for row in m.rows],
+        mu_per_cm=subject.mu_per_cm, labels=None, counts=[row for m in made for row in m.rows],
         sinograms=[m.sinogram for m in made if m.sinogram is not None] if keep_sinograms else None,
         provenance=_provenance(source.header, plan, settings, options, made, warnings),
     )  # fmt: skip
@@ -212,7 +214,6 @@ class _Made:
     images: np.ndarray
     rows: list[dict[str, Any]]
     sinogram: np.ndarray | None
-    mu_per_cm: np.ndarray
     scales: list[dict[str, Any]]
     rates: tuple[DoseRates, ...]
 
@@ -221,13 +222,12 @@ class _Recorded:
     """Counts of one realization, and what is estimated from them."""
 
     def __init__(self, source: Listmode, plan: Plan, settings: SimulationSettings, options: ReadOptions, number: int,
-                 budget_bytes: float, warnings: list[str]) -> None:  # fmt: skip
+                 budget_bytes: float, warnings: list[str], accepted: SinogramLayout) -> None:  # fmt: skip
         self._plan, self._settings, self._number = plan, settings, number
         drfs = settings.ladder()
         levels_for = levels_of(source, Ladder(drfs, settings.mode, settings.seed), number)
-        accepted = acceptance(source)
         window, pairs = DelayedWindow.of(accepted), PairBins.of(accepted)
-        delayeds, fans = [Delayeds(window, accepted) for _ in drfs], FanCounts(pairs)
+        delayeds, fans = [Delayeds(window, pairs) for _ in drfs], FanCounts(pairs)
 
         def seen(events: np.ndarray, levels: np.ndarray) -> None:
             late = events["is_delayed"] > 0
@@ -238,15 +238,17 @@ class _Recorded:
                 counter.add(chosen)
 
         needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
-        dead = None
+        given = None
         if options.normalization not in (None, ESTIMATE):
-            dead = read_efficiencies(Path(options.normalization), real_crystals(plan.scanner)) == 0
+            given = read_efficiencies(Path(options.normalization), plan.scanner.is_real())
+        dead = None if given is None else given == 0
         self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen, dead)
         if number == 0 and "delayeds" in source.header.fields and not delayeds[0].counts.any():
             warnings.append("not one delayed was found: randoms are not corrected")
         rates = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
         self._areas = window.areas
-        self._efficiencies = self._normalization(options, pairs, fans.counts, rates[0].singles_cps)
+        found = rates[0].singles_cps
+        self._efficiencies = self._normalization(options, pairs, fans.counts, found) if given is None else given
         # Singles from delayeds are those of an area's crystals as they are; rates are those of a crystal of efficiency 1.
         mean = window.areas.mean_at(self._efficiencies)
         self._rates = tuple(replace(r, singles_cps=r.singles_cps / mean) for r in rates)
@@ -262,7 +264,7 @@ class _Recorded:
         level = counts_per_activity(with_sensitivity(scanner), 0.0)
         found = no_singles(scanner)
         if delayeds[0].any():
-            found = singles_of(scanner, window, delayeds[0], header.duration_s, isotope)[0]
+            found = singles_of(scanner, window, delayeds[0], header.duration_s, isotope)
         rates = []
         for drf, counts in zip(settings.ladder(), delayeds, strict=True):
             one = dose_rates(found, drf, settings.mode, header.duration_s, isotope, level, 1.0)
@@ -271,17 +273,13 @@ class _Recorded:
         return tuple(rates)
 
     def _normalization(self, options: ReadOptions, pairs: PairBins, fans: np.ndarray, singles: np.ndarray) -> np.ndarray:
-        scanner = self._plan.scanner
-        real = real_crystals(scanner)
         if options.normalization is None:
-            return real.astype(np.float32)
-        if options.normalization == ESTIMATE:
-            if not fans.any():
-                raise DataError("--normalization estimate: the data have no delayeds to estimate from; give a .npy file")
-            # Over this distance singles vary by the flux, within it by efficiencies.
-            flux = gaussian_filter1d(gaussian_filter1d(singles, FLUX_AREAS, 0, mode="wrap"), FLUX_AREAS, 1, mode="nearest")
-            return estimate_efficiencies(pairs, fans, self._areas.at_crystals(flux))
-        return read_efficiencies(Path(options.normalization), real)
+            return self._plan.scanner.is_real().astype(np.float32)
+        if not fans.any():
+            raise DataError("--normalization estimate: the data have no delayeds to estimate from; give a .npy file")
+        # Over this distance singles vary by the flux, within it by efficiencies.
+        flux = gaussian_filter1d(gaussian_filter1d(singles, FLUX_AREAS, 0, mode="wrap"), FLUX_AREAS, 1, mode="nearest")
+        return estimate_efficiencies(pairs, fans, self._areas.at_crystals(flux))
 
     def reconstruct(self, keep_sinogram: bool, progress: Callable[[float], None]) -> _Made:
         plan, settings = self._plan, self._settings
@@ -308,7 +306,7 @@ class _Recorded:
             prompts = stream.totals()
         rows = self._rows(recon, prompts)
         views = np.arange(plan.layout.views)
-        return _Made(images, rows, self._counts.draw(views) if keep_sinogram else None, mu,
+        return _Made(images, rows, self._counts.draw(views) if keep_sinogram else None,
                      list(recon.corrections.scatter_scales), self._rates)  # fmt: skip
 
     def _rows(self, recon: Reconstructor, prompts: np.ndarray) -> list[dict[str, Any]]:
@@ -334,11 +332,6 @@ class _Recorded:
                 "randoms": round(randoms), "nec": trues**2 / recorded if recorded else 0.0,
             })  # fmt: skip
         return rows
-
-
-def real_crystals(scanner: Scanner) -> np.ndarray:
-    """bool (crystals_per_ring, rings): False for virtual crystals."""
-    return np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
 
 
 def read_efficiencies(path: Path, real: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from petsim.acquisition import AcquisitionModel
 from petsim.dose import DoseLadder
 from petsim.geometry.pair_bins import PairBins
 from petsim.philox import philox
-from petsim.physics.normalization import elementary_ring_pairs
+from petsim.physics.normalization import ring_pairs_by_plane
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import Plan
 from petsim.rawdata import hdf5
@@ -72,9 +72,7 @@ class EventTables:
         """Tables of a model's layout and efficiencies."""
         layout = model.layout
         crystals = np.stack([np.stack(layout.crystal_pairs(v), axis=-1) for v in range(layout.views)]).astype(np.int32)
-        pairs = elementary_ring_pairs(layout)
-        pairs = pairs[np.argsort(pairs[:, 2], kind="stable")]
-        planes = np.searchsorted(pairs[:, 2], np.arange(layout.planes + 1))
+        pairs, planes = ring_pairs_by_plane(layout)
         efficiencies = model.efficiencies / model.efficiencies.max()
         return cls(crystals, pairs, planes, efficiencies.astype(np.float32))
 
@@ -185,15 +183,10 @@ def delayeds(
         As for `prompts`.
     """
     scanner, areas = pairs.layout.scanner, window.areas
-    xy = scanner.crystal_xy_mm(np.arange(scanner.crystals_per_ring) + 0.5)
-    z = scanner.ring_z_mm(np.arange(scanner.rings))
-    around = areas.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
-    axial = areas.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
-    crystals, first_crystal = (
-        np.argsort(around, kind="stable"),
-        np.searchsorted(np.sort(around), np.arange(areas.across + 1)),
-    )
-    rings, first_ring = np.argsort(axial, kind="stable"), np.searchsorted(np.sort(axial), np.arange(areas.along + 1))
+    around, axial = areas.of_crystals()
+    crystals, rings = (np.argsort(area, kind="stable") for area in (around, axial))
+    first_crystal = np.searchsorted(around[crystals], np.arange(areas.across + 1))
+    first_ring = np.searchsorted(axial[rings], np.arange(areas.along + 1))
     most = counts.max(axis=0).astype(np.int64)
     events, doses = np.zeros(int(most.sum()), EVENT), np.zeros(int(most.sum()), np.uint32)
     _expand_delayeds(counts, most, crystals, first_crystal, rings, first_ring, pairs.line, pairs.layout.merge_transaxial,
@@ -305,8 +298,8 @@ class EventWriter:
         except OSError as error:
             raise DataError(f"--save listmode: events cannot be kept: {error.strerror}; free some space") from None
 
-    def finish(self) -> list[str]:
-        """Sort by time and write; returns the names of the files."""
+    def finish(self) -> None:
+        """Sort by time and write the files."""
         drfs, name = self._ladder.drfs, self._plan.subject.name
         files = [f"{name}_r{self._number}_drf{d:g}.lm.h5" for d in drfs]
         with ExitStack() as stack:
@@ -319,7 +312,6 @@ class EventWriter:
                 records = records[np.lexsort([records["event"][c] for c in _ORDER])]
                 for d, write in enumerate(writes):
                     write(Block(records["event"][(records["doses"] >> d & 1) > 0]))
-        return files
 
     def _header(self, drf: float) -> Header:
         fields = {"time", "delayeds", "labels", "injection"} | ({"tof"} if self._plan.layout.is_tof else set())

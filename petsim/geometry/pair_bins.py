@@ -38,13 +38,7 @@ class PairBins:
             for first, second in zip(*layout.crystal_pairs(view), strict=True):
                 line[first, second] = line[second, first] = view * layout.radials + np.arange(layout.radials)
                 swapped[second, first] = True
-        plane = np.full((layout.rings, layout.rings), -1, np.int32)
-        rings = np.arange(layout.rings)
-        sums, differences = rings[:, None] + rings[None, :], rings[None, :] - rings[:, None]
-        for seg in layout.segments():
-            inside = (differences >= seg.lowest) & (differences <= seg.highest)
-            plane[inside] = seg.start + (sums[inside] - seg.first_sum) // seg.step
-        return cls(layout, line, swapped, plane)
+        return cls(layout, line, swapped, layout.planes_of_ring_pairs())
 
     def of_events(self, events: np.ndarray, tof_bins: int = 1, tof_bin_ps: float = 0.0) -> np.ndarray:
         """Bins of events.

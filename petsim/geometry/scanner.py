@@ -232,6 +232,10 @@ class Scanner:
         """bool (crystals_per_ring,): False for virtual crystals."""
         return np.arange(self.crystals_per_ring) % self.transaxial_block < self.transaxial_block_real
 
+    def is_real(self) -> np.ndarray:
+        """bool (crystals_per_ring, rings): False for virtual crystals."""
+        return np.outer(self.transaxial_is_real(), self.ring_is_real())
+
     def ring_is_real(self) -> np.ndarray:
         """bool (rings,): False for virtual rings."""
         return np.arange(self.rings) % self.axial_block < self.axial_block_real

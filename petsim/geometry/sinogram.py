@@ -170,6 +170,16 @@ class SinogramLayout:
                 start += planes
         return out
 
+    def planes_of_ring_pairs(self) -> np.ndarray:
+        """int32 (rings, rings), merged ones: plane of the ring at end 1 and the ring at end 2; -1 where there is none."""
+        rings = np.arange(self.rings)
+        sums, differences = rings[:, None] + rings[None, :], rings[None, :] - rings[:, None]
+        planes = np.full(sums.shape, -1, np.int32)
+        for seg in self.segments():
+            inside = (differences >= seg.lowest) & (differences <= seg.highest)
+            planes[inside] = seg.start + (sums[inside] - seg.first_sum) // seg.step
+        return planes
+
     @property
     def planes(self) -> int:
         """Planes of all segments."""

@@ -48,7 +48,7 @@ def efficiency_components(scanner: Scanner, spread: float, seed: int = 0) -> dic
     """
     rng = np.random.Generator(np.random.Philox(seed))
     shape = (scanner.crystals_per_ring, scanner.rings)
-    real = _is_real(scanner)
+    real = scanner.is_real()
     transaxial, axial = (1 - BLOCK_DROP * spread * place**2 for place in _places(scanner))
     blocks = np.outer(transaxial, axial)[real]
     left = (1 + spread**2) / (1 + blocks.var() / blocks.mean() ** 2)
@@ -76,7 +76,7 @@ def crystal_efficiencies(scanner: Scanner, spread: float, seed: int = 0) -> np.n
     ndarray
         float32 (crystals_per_ring, rings); 0 for virtual crystals, mean 1 over the others.
     """
-    real = _is_real(scanner)
+    real = scanner.is_real()
     product = np.prod(list(efficiency_components(scanner, spread, seed).values()), axis=0) * real
     return (product / product[real].mean()).astype(np.float32)
 
@@ -110,10 +110,6 @@ def drifted(scanner: Scanner, efficiencies: np.ndarray, spread: float, seed: int
     crystal = rng.normal(-(sigma**2) / 2, sigma, efficiencies.shape)
     block = rng.normal(-(sigma**2) / 2, sigma, [b[-1] + 1 for b in blocks])
     return (efficiencies * np.exp(crystal + block[np.ix_(*blocks)])).astype(np.float32)
-
-
-def _is_real(scanner: Scanner) -> np.ndarray:
-    return scanner.transaxial_is_real()[:, None] & scanner.ring_is_real()[None, :]
 
 
 def _blocks(scanner: Scanner) -> list[tuple[int, int, int]]:
@@ -187,13 +183,16 @@ def elementary_ring_pairs(layout: SinogramLayout) -> np.ndarray:
     first, second = np.meshgrid(np.arange(rings), np.arange(rings), indexing="ij")
     accepted = np.abs(second - first) <= layout.scanner.max_ring_difference
     first, second = first[accepted], second[accepted]
-    m1, m2 = first // layout.merge_axial, second // layout.merge_axial
-    plane = np.full(first.shape, -1)
-    for seg in layout.segments():
-        inside = (m2 - m1 >= seg.lowest) & (m2 - m1 <= seg.highest)
-        plane[inside] = seg.start + (m1 + m2 - seg.first_sum)[inside] // seg.step
+    plane = layout.planes_of_ring_pairs()[first // layout.merge_axial, second // layout.merge_axial]
     counted = plane >= 0
     return np.stack([first[counted], second[counted], plane[counted]], axis=1)
+
+
+def ring_pairs_by_plane(layout: SinogramLayout) -> tuple[np.ndarray, np.ndarray]:
+    """`elementary_ring_pairs`, sorted by their plane, and the first of every plane: int64 (planes + 1,)."""
+    pairs = elementary_ring_pairs(layout)
+    pairs = pairs[np.argsort(pairs[:, 2], kind="stable")]
+    return pairs, np.searchsorted(pairs[:, 2], np.arange(layout.planes + 1))
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)

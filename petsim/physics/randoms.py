@@ -61,8 +61,7 @@ class DelayedWindow:
         """Window with the acceptance of a sinogram layout."""
         scanner = layout.scanner
         areas = DetectorAreas.of(scanner)
-        xy = scanner.crystal_xy_mm(np.arange(scanner.crystals_per_ring) + 0.5)
-        around = areas.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
+        around, axial = areas.of_crystals()
         is_real = scanner.transaxial_is_real()
         # Real crystals of every merged one, by area.
         held = np.zeros((layout.crystals, areas.across))
@@ -72,7 +71,7 @@ class DelayedWindow:
             first, second = layout.crystal_pairs(view)
             ordered += held[first.reshape(-1)].T @ held[second.reshape(-1)]
         rings = np.flatnonzero(scanner.ring_is_real())
-        axial = areas.index(np.ones(len(rings)), np.zeros(len(rings)), scanner.ring_z_mm(rings))[1]
+        axial = axial[rings]
         near = np.abs(rings[:, None] - rings[None, :]) <= scanner.max_ring_difference
         along = np.zeros((areas.along, areas.along))
         first, second = np.nonzero(near)

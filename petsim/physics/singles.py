@@ -49,9 +49,8 @@ class DetectorAreas:
         across = math.ceil(2 * math.pi * scanner.radius_mm / AREA_MM[0])
         along = max(2, math.ceil(scanner.axial_length_mm / AREA_MM[1]))
         empty = cls(scanner, across, along, np.zeros((across, along)))
-        xy = scanner.crystal_xy_mm(np.arange(scanner.crystals_per_ring) + 0.5)[scanner.transaxial_is_real()]
-        z = scanner.ring_z_mm(np.arange(scanner.rings))[scanner.ring_is_real()]
-        around, axial = empty.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0], empty.index(z * 0 + 1, z * 0, z)[1]
+        around, axial = empty.of_crystals()
+        around, axial = around[scanner.transaxial_is_real()], axial[scanner.ring_is_real()]
         crystals = np.outer(np.bincount(around, minlength=across), np.bincount(axial, minlength=along)).astype(float)
         return cls(scanner, across, along, crystals)
 
@@ -61,6 +60,12 @@ class DetectorAreas:
         around = np.minimum((turn * self.across).astype(np.int64), self.across - 1)
         along = (z / self.scanner.axial_length_mm + 0.5) * self.along
         return around, np.clip(along.astype(np.int64), 0, self.along - 1)
+
+    def of_crystals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Areas around the ring of all crystals, (crystals_per_ring,), and along the axis of all rings, (rings,)."""
+        xy = self.scanner.crystal_xy_mm(np.arange(self.scanner.crystals_per_ring) + 0.5)
+        z = self.scanner.ring_z_mm(np.arange(self.scanner.rings))
+        return self.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0], self.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
 
     @property
     def middles_mm(self) -> np.ndarray:
@@ -79,11 +84,8 @@ class DetectorAreas:
 
     def mean_at(self, values: np.ndarray) -> np.ndarray:
         """Mean over the real crystals of every area, float64 (across, along), of values (crystals_per_ring, rings)."""
-        s = self.scanner
-        xy, z = s.crystal_xy_mm(np.arange(s.crystals_per_ring) + 0.5), s.ring_z_mm(np.arange(s.rings))
-        around = self.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
-        axial = self.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
-        real = np.outer(s.transaxial_is_real(), s.ring_is_real())
+        around, axial = self.of_crystals()
+        real = self.scanner.is_real()
         place = (around[:, None] * self.along + axial[None, :])[real]
         sums = np.bincount(place, values[real].astype(np.float64), self.across * self.along)
         count = np.bincount(place, minlength=self.across * self.along)

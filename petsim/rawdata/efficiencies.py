@@ -67,7 +67,7 @@ def estimate_efficiencies(pairs: PairBins, fans: np.ndarray, singles_cps: np.nda
         float32 (crystals_per_ring, rings), mean 1 over real crystals, 0 for virtual ones.
     """
     scanner, merge = pairs.layout.scanner, pairs.layout.merge_transaxial
-    real = np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
+    real = scanner.is_real()
     across = np.kron(pairs.line >= 0, np.ones((merge, merge))).astype(np.float64)
     rings = np.arange(scanner.rings)
     along = (np.abs(rings[:, None] - rings[None, :]) <= scanner.max_ring_difference).astype(np.float64)

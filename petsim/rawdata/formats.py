@@ -17,26 +17,32 @@ def formats() -> dict[str, Format]:
     return {name: cast(Format, importlib.import_module(f"petsim.rawdata.{name}")) for name in NAMES}
 
 
+def _ending(path: Path) -> tuple[str, Format] | None:
+    """The longest ending of a name that a format knows (".l.hdr.STIR" before another's ".STIR"), and that format."""
+    name = path.name.lower()
+    fitting = [(s, format) for format in formats().values() for s in format.SUFFIXES if name.endswith(s.lower())]
+    return max(fitting, key=lambda e: len(e[0]), default=None)
+
+
 def format_of(path: Path) -> Format:
     """The format of a file, by the ending of its name."""
-    known = formats().values()
-    # The longest ending first: ".lm.h5" before ".h5".
-    endings = sorted(((suffix, format) for format in known for suffix in format.SUFFIXES), key=lambda e: -len(e[0]))
-    for suffix, format in endings:
-        if path.name.lower().endswith(suffix.lower()):
-            return format
-    listed = "; ".join(f"{format.TITLE}: {', '.join(format.SUFFIXES)}" for format in known)
+    found = _ending(path)
+    if found is not None:
+        return found[1]
+    listed = "; ".join(f"{format.TITLE}: {', '.join(format.SUFFIXES)}" for format in formats().values())
     raise UsageError(f"{path.name}: no list-mode format has this ending; known are {listed}")
 
 
 def is_listmode(path: Path) -> bool:
     """Whether a name ends like that of a list-mode file."""
-    return any(path.name.lower().endswith(suffix.lower()) for format in formats().values() for suffix in format.SUFFIXES)
+    return _ending(path) is not None
 
 
 def suffix_of(path: Path) -> str:
     """The ending of a list-mode file's name, which its format is known by."""
-    return max((s for s in format_of(path).SUFFIXES if path.name.lower().endswith(s.lower())), key=len)
+    found = _ending(path)
+    assert found is not None
+    return found[0]
 
 
 def open_listmode(path: Path, scanner: str | None = None) -> Listmode:

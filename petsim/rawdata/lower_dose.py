@@ -63,28 +63,26 @@ LIVE_ITERATIONS = 40
 class Delayeds:
     """Counts delayeds between areas of detectors, int64 `counts` in the order of `DelayedWindow.expected`.
 
-    Only pairs of crystals that a layout accepts count.
+    Only pairs of crystals that are accepted count.
 
     Parameters
     ----------
     window : DelayedWindow
-    layout : SinogramLayout
+    pairs : PairBins
+        Of the layout of `window`.
     """
 
-    def __init__(self, window: DelayedWindow, layout: SinogramLayout) -> None:
-        scanner = layout.scanner
+    def __init__(self, window: DelayedWindow, pairs: PairBins) -> None:
         areas = window.areas
-        xy = scanner.crystal_xy_mm(np.arange(scanner.crystals_per_ring) + 0.5)
-        z = scanner.ring_z_mm(np.arange(scanner.rings))
-        self._around = areas.index(xy[:, 0], xy[:, 1], np.zeros(len(xy)))[0]
-        self._axial = areas.index(np.ones(len(z)), np.zeros(len(z)), z)[1]
-        self._pairs, self._farthest = PairBins.of(replace(layout, merge_tof=0, tof_bins=1)), scanner.max_ring_difference
+        self._around, self._axial = areas.of_crystals()
+        self._pairs = pairs
         self.counts = np.zeros((areas.across, areas.along, areas.across, areas.along), np.int64)
 
     def add(self, events: np.ndarray) -> None:
         """Add the delayeds among some events."""
-        line, merge = self._pairs.line, self._pairs.layout.merge_transaxial
-        _add_delayeds(events, self._around, self._axial, line, merge, self._farthest, self.counts)
+        layout = self._pairs.layout
+        _add_delayeds(events, self._around, self._axial, self._pairs.line, layout.merge_transaxial,
+                      layout.scanner.max_ring_difference, self.counts)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True)
@@ -183,10 +181,8 @@ def within(layout: SinogramLayout, accepted: SinogramLayout) -> SinogramLayout:
     return replace(layout, radials=min(layout.radials, 2 * round((share - 1) / 2) + 1))
 
 
-def singles_of(
-    scanner: Scanner, window: DelayedWindow, delayeds: np.ndarray, seconds: float, isotope_name: str
-) -> tuple[Singles, np.ndarray]:
-    """Singles of a scan from its delayeds, and the live fractions of the blocks (across, along).
+def singles_of(scanner: Scanner, window: DelayedWindow, delayeds: np.ndarray, seconds: float, isotope_name: str) -> Singles:
+    """Singles of a scan from its delayeds.
 
     The 176Lu part and the triggers that come with a single are those of a water cylinder in the scanner.
     """
@@ -201,7 +197,7 @@ def singles_of(
         activity = np.maximum((recorded / live - model.lutetium_cps * f1 / math.sqrt(f2)) / math.sqrt(f2), 0)
         singles = replace(model, activity_cps=activity, triggers_cps=activity * ratio)
         live = dose_rates(singles, 1.0, "dose", seconds, isotope_name, 1.0, 1.0).live
-    return singles, live
+    return singles
 
 
 def _cylinder_singles(scanner: Scanner, isotope_name: str) -> Singles:
@@ -235,14 +231,14 @@ def kept_shares(source: Listmode, drfs: tuple[float, ...]) -> Callable[[np.ndarr
     own = acceptance(source)
     layout = coarse_layout(replace(header, scanner=own.scanner))
     window = DelayedWindow.of(own)
-    pairs, found = PairBins.of(layout), Delayeds(window, own)
+    pairs, found = PairBins.of(layout), Delayeds(window, PairBins.of(own))
     prompts = np.zeros(int(np.prod(layout.shape)), np.int64)
     for block in source.blocks():
         found.add(block.events)
         _add_prompts(block.events, pairs.of_events(block.events, header.tof_bins, header.tof_bin_ps), prompts)
     if not found.counts.any():
         raise DataError(f"{source.name}: not one delayed, from which --mode dose learns the singles; use --mode thin")
-    singles, _ = singles_of(layout.scanner, window, found.counts, header.duration_s, header.injection.isotope)
+    singles = singles_of(layout.scanner, window, found.counts, header.duration_s, header.injection.isotope)
     rates = tuple(dose_rates(singles, d, "dose", header.duration_s, header.injection.isotope, 1.0, 1.0) for d in drfs)
     fraction, random, true = _tables(layout, singles, rates, prompts.reshape(layout.shape))
 
@@ -264,7 +260,7 @@ def _tables(
     is (1 - exp(-m)) / m, expected randoms over prompts are right on average, although single fractions may pass 1.
     """
     in_bins = BinRates(layout, singles.areas, rates)
-    real = np.outer(layout.scanner.transaxial_is_real(), layout.scanner.ring_is_real()).astype(np.float32)
+    real = layout.scanner.is_real().astype(np.float32)
     views = np.arange(layout.views)
     live = [in_bins.live(views, k) for k in range(len(rates))]
     randoms = [in_bins.randoms(views, k) for k in range(len(rates))]

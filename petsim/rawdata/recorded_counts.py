@@ -10,11 +10,11 @@ from data_recipes.errors import DataError
 from petsim.geometry.pair_bins import PairBins
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.rawdata.events import Listmode
+from petsim.rawdata.thin import Levels
 
 EVENT_BYTES = 5
 """That an event takes in memory."""
 
-Levels = Callable[[np.ndarray, int], np.ndarray]
 Seen = Callable[[np.ndarray, np.ndarray], None]
 """Told the events of a block and their levels."""
 

@@ -18,6 +18,7 @@ from data_recipes.subject import Injection
 from petsim.geometry.scanner import Scanner
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.philox import philox, stream_key
+from petsim.physics.normalization import ring_pairs_by_plane
 from petsim.rawdata.events import EVENT, Block, Header, Listmode, Write
 from petsim.rawdata.interfile_sinogram import SUFFIXES, SinogramFile, integer_counts, read_sinogram
 from petsim.rawdata.petlink import VIRTUAL_FIRST
@@ -81,19 +82,9 @@ def crystal_shift(layout: SinogramLayout, view_offset_deg: float) -> tuple[int, 
 def _blocks(file: SinogramFile, shift: int) -> Iterator[Block]:
     layout = file.layout
     scanner = layout.scanner
-    rings = np.array([(r, r + d) for d in range(-scanner.rings + 1, scanner.rings) for r in range(scanner.rings)
-                      if 0 <= r + d < scanner.rings and abs(d) <= scanner.max_ring_difference])  # fmt: skip
-    merged = rings // layout.merge_axial
-    plane = np.full(len(rings), -1)
-    for seg in layout.segments():
-        difference = merged[:, 1] - merged[:, 0]
-        inside = (difference >= seg.lowest) & (difference <= seg.highest)
-        plane[inside] = seg.start + (merged.sum(axis=1) - seg.first_sum)[inside] // seg.step
-    rings, plane = rings[plane >= 0], plane[plane >= 0]
-    order = np.argsort(plane, kind="stable")
-    starts = np.searchsorted(plane[order], np.arange(layout.planes + 1))
-    rings = scanner.rings - 1 - rings[order]
-    is_real = np.outer(scanner.transaxial_is_real(), scanner.ring_is_real())
+    pairs_of_rings, starts = ring_pairs_by_plane(layout)
+    rings = scanner.rings - 1 - pairs_of_rings[:, :2]
+    is_real = scanner.is_real()
     for late, source in ((0, file), (1, file.delayeds)):
         if source is None:
             continue

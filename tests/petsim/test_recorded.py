@@ -23,6 +23,7 @@ from petsim.plan import plan_subject
 from petsim.rawdata import hdf5
 from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import EVENT
+from petsim.rawdata.lower_dose import acceptance
 from petsim.recorded import _Recorded, events_sha256, plan_recorded, preview_recorded, reconstruct_recorded, scanner_of
 from petsim.settings import ReadOptions, SimulationSettings
 from petsim.simulation import simulate_plan
@@ -184,7 +185,7 @@ def test_randoms_do_not_count_efficiencies_twice(scan):
     own, options = changed(source, weakened), ReadOptions(normalization=str(file))
     settings = replace(RAW, drf=(4.0,), iterations=1, subsets=1)
     plan = plan_recorded(own, settings, options)
-    one = _Recorded(own, plan, settings, options, 0, 8e9, [])
+    one = _Recorded(own, plan, settings, options, 0, 8e9, [], acceptance(own))
     recon = BinRates(plan.layout, one._areas, one._rates)
     views = np.arange(plan.layout.views)
     expected = normalization(plan.layout, one._efficiencies, views) * recon.live(views) * recon.randoms(views)
