@@ -63,13 +63,14 @@ DRF_SETS = {
 
 
 def check_drfs(drfs: Sequence[float]) -> None:
-    """Refuse dose reduction factors below 1, not finite or given twice."""
+    """Refuse dose reduction factors below 1, not finite, or given twice: files and tables name them with six digits."""
     for d in drfs:
         if not math.isfinite(d) or d < 1:
             raise UsageError(f"--drf: {d:g} is not a dose reduction factor; it must be 1 (full dose) or more")
-    if len(set(drfs)) != len(drfs):
-        twice = sorted({d for d in drfs if list(drfs).count(d) > 1})
-        raise UsageError(f"--drf: {', '.join(f'{d:g}' for d in twice)} is given twice; name every factor once")
+    names = [f"{d:g}" for d in drfs]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"--drf: {', '.join(twice)} is given twice; name every factor once")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def one_line(status, error, expected_status, *words):
         (["--drf", "0.5"], ["--drf", "0.5"]),
         (["--drf", "-4"], ["-4"]),
         (["--drf", "4", "10", "4"], ["--drf", "twice"]),
+        (["--drf", "4.0000001", "4.0000002"], ["--drf", "4 is given twice"]),
         (["--drf", "four"], ["--drf", "four"]),
         (["--drf", "nan"], ["--drf", "nan"]),
         (["--scanner", "quadra"], ["biograph_vision_quadra"]),
