@@ -1,0 +1,1 @@
+"""Diffusion and flow models: schedules, samplers, and anchors on their time axis."""
