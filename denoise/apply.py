@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from data_recipes.errors import DataError, UsageError
 from data_recipes.readers.nifti import ENDINGS
 from data_recipes.readers.read import read_suv_per_value
 from data_recipes.writers.like import Volume, from_canonical, read_volume, to_canonical, write_like
-from denoise.denoiser import Denoiser, model_files
+from denoise.denoiser import Denoised, Denoiser, model_files
+from denoise.diffusion.method import Diffusion
+from denoise.generate import Sampling
+from denoise.methods import Method
+from petsim.export import dose_name
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class ApplyOptions:
         "best" or "last".
     device : str
     overwrite : bool
+    sampling : Sampling
+        Of generative models, which also write the spread of samples (NAME_spread) and intermediate doses (NAME_drf-010).
     """
 
     source_units: str | None = None
@@ -50,6 +56,7 @@ class ApplyOptions:
     weights: str = "best"
     device: str = "auto"
     overwrite: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -82,7 +89,7 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
     ------
     DataError, UsageError
     """
-    denoiser = Denoiser.load(run, options.device, options.weights)
+    denoiser = Denoiser.load(run, options.device, options.weights, options.sampling)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in model_files(run, options.weights))).hexdigest()
     targets = [_target(path, out, len(inputs)) for path in inputs]
     if len(set(targets)) < len(targets):
@@ -98,17 +105,40 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
         spacing = _canonical_spacing(volume)
         log_nec = None if options.nec_per_m is None else math.log(options.nec_per_m)
         result = denoiser(values * np.float32(factor), spacing, options.drf, log_nec, options.strength)
-        name = denoiser.choose(result.relative_noise, options.drf)[1].method.name
-        write_like(
-            volume, from_canonical(result.image / np.float32(factor), volume), target,
-            series_description=f"denoised ({name})",
-            derivation_description=f"petsim denoise, method {name}, model {digest[:16]}, strength {options.strength:g}",
-            uid_key=f"{digest} {options.strength:g} {options.drf}", overwrite=options.overwrite,
-        )  # fmt: skip
+        method = denoiser.choose(result.relative_noise, options.drf)[1].method
+        how = _sampled(method, options.sampling)
+        for image, file, what in _images(result, target):
+            write_like(
+                volume, from_canonical(image / np.float32(factor), volume), file,
+                series_description=f"{what} ({method.name})",
+                derivation_description=f"petsim denoise, method {method.name}, model {digest[:16]}, strength "
+                f"{options.strength:g}{how}",
+                uid_key=f"{digest} {options.strength:g} {options.drf}{how} {what}", overwrite=options.overwrite,
+            )  # fmt: skip
         results.append({
             "name": target.name, "relative_noise": round(result.relative_noise, 5), "warnings": list(result.warnings)
         })  # fmt: skip
     return results
+
+
+def _sampled(method: Method | Diffusion, sampling: Sampling) -> str:
+    """How a generative model was sampled, in words."""
+    if not isinstance(method, Diffusion):
+        return ""
+    sampler, steps = sampling.usual(method)
+    return f", {sampler}, {steps} steps from {sampling.start}, {sampling.samples} samples, seed {sampling.seed}"
+
+
+def _images(result: Denoised, target: Path) -> list[tuple[np.ndarray, Path, str]]:
+    """Images of a result, their files, and what they are."""
+    ending = next((e for e in ENDINGS if target.name.lower().endswith(e)), "")
+    stem = target.name[: len(target.name) - len(ending)]
+    found = [(result.image, target, "denoised")]
+    if result.spread is not None:
+        found.append((result.spread, target.with_name(f"{stem}_spread{ending}"), "spread"))
+    for drf, image in sorted(result.anchors.items()):
+        found.append((image, target.with_name(f"{stem}_{dose_name(drf)}{ending}"), f"estimate at DRF {drf:g}"))
+    return found
 
 
 def _target(path: Path, out: Path, inputs: int) -> Path:

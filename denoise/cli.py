@@ -19,9 +19,10 @@ Device = Literal["auto", "cpu", "cuda"]
 class Train:
     """Train a network on a dataset of petsim make-dataset; the same command goes on with an interrupted run."""
 
-    method: Positional[Literal["direct", "dose-specific", "dose-conditioned", "residual"]]
+    method: Positional[Literal["direct", "dose-specific", "dose-conditioned", "residual", "ddpm", "map-diff", "flow"]]
     """direct: one network gives the image; dose-specific: one for each dose; dose-conditioned: it is told the noise level;
-    residual: one network gives the noise (our implementation after arXiv 2604.16925)."""
+    residual: one network gives the noise (our implementation after arXiv 2604.16925); ddpm: conditional diffusion; map-diff:
+    diffusion with anchors at intermediate doses (our implementation after arXiv 2603.02012); flow: rectified flow."""
     data: str
     """Folder of the dataset."""
     out: str
@@ -74,6 +75,29 @@ class Train:
     """Validations without a better one before training stops."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
+    schedule: Literal["linear", "cosine", "edm", "flow"] | None = None
+    """Of ddpm and map-diff: how noise grows (default linear). flow has its own."""
+    diffusion_steps: int | None = None
+    """Steps of the schedule. Default: 1000."""
+    prediction: Literal["eps", "image", "v", "velocity"] | None = None
+    """What a generative network gives: noise (default of ddpm and map-diff), image, a mix of both whose size does not
+    hang on the time, or noise minus image (default of flow)."""
+    noise: Literal["white", "measured"] | None = None
+    """What diffuses: white noise (default), or noise with the covariance of the training images' own."""
+    way: Literal["noise", "ladder"] | None = None
+    """Of flow: from noise to the image (default), or from the low dose through the doses between."""
+    anchors: str | None = None
+    """Of map-diff: file of denoise calibrate-anchors. Default: calibrated on training subjects."""
+    anchor_drfs: tuple[float, ...] = ()
+    """Of map-diff: doses of the anchors. Default: those of the file, else 2 4 10, or all between full dose and input."""
+    anchor_weight: float | None = None
+    """Of map-diff: weight of the anchors' error. Default: 0.1."""
+    anchor_power: float | None = None
+    """Of map-diff: p of its weight (1 - t/T)^p. Default: 2; 0 is a constant weight."""
+    clamp: bool = False
+    """Of map-diff: cut estimates at the range of images in the anchors' error."""
+    bound: float | None = None
+    """Of map-diff: most that the weight may be times the error gain (1 - abar) / abar. Default: no bound."""
     seed: int = 0
     """Seed of weights and samples."""
     device: Device = "auto"
@@ -112,8 +136,58 @@ class Apply:
     """Weights with the least validation error, or the last ones."""
     device: Device = "auto"
     """Where to compute."""
+    sampler: Literal["ancestral", "ddim", "dpm", "heun"] | None = None
+    """Of generative models. Default: the usual one of the method."""
+    steps: int | None = None
+    """Of generative models: times at which the image is estimated. Default: the usual number of the method."""
+    start: Literal["noise", "input"] = "noise"
+    """Of generative models: noise, or the input with noise added, at the time that stands for its own noise."""
+    samples: int = 1
+    """Of generative models: samples that are averaged; with two or more their spread is written too (NAME_spread)."""
+    save_anchors: bool = False
+    """Of generative models with anchors: write the estimates at intermediate doses too (NAME_drf-010)."""
+    seed: int = 0
+    """Of samples."""
     overwrite: bool = False
     """Replace an earlier result."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class CalibrateAnchors:
+    """Find the diffusion time that stands for each dose, by degradation matching: a file for denoise train map-diff."""
+
+    out: str
+    """File to write (JSON); a figure of the same name is put beside it."""
+    data: str | None = None
+    """Folder of a dataset: its training subjects."""
+    real: str | None = None
+    """Folder of scans at several doses, such as the challenge's: Full_dose, 1-20 dose ... for each subject."""
+    target: Literal["noise-free", "full"] | None = None
+    """What images are compared with, and what training takes as the image. Default: noise-free; full with --real."""
+    drf: tuple[float, ...] = ()
+    """Doses. Default: all."""
+    schedule: Literal["linear", "cosine", "edm", "flow"] = "linear"
+    """How noise grows, as in training."""
+    diffusion_steps: int = 1000
+    """Steps of the schedule."""
+    noise: Literal["white", "measured"] = "white"
+    """What diffuses: white noise, or noise with the measured covariance."""
+    transform: Literal["linear", "log", "anscombe"] = "linear"
+    """Of SUV before the network, as in training."""
+    scale_suv: float = 1.0
+    """SUV that becomes about 1 for the network; anchors of a large one collapse."""
+    clip_suv: float | None = None
+    """Cut SUV here before the network. Default: not."""
+    by: Literal["both", "nmae", "ssim"] = "both"
+    """Which part of the signature gives the anchors."""
+    unpaired: bool = False
+    """Match the noise level of --real's images alone, which need no full dose, to that of --data's images with noise."""
+    source_units: Literal["bqml", "suv"] | None = None
+    """Unit of --real's values. Default: what the files say."""
+    seed: int = 0
+    """Of noise and bootstrap."""
     json: bool = False
     """Last line on standard output is one JSON object."""
 
@@ -143,6 +217,7 @@ class Evaluate:
 Command = Annotated[
     Annotated[Train, subcommand("train")]
     | Annotated[Apply, subcommand("apply")]
+    | Annotated[CalibrateAnchors, subcommand("calibrate-anchors")]
     | Annotated[Evaluate, subcommand("evaluate")],
     FlagCreatePairsOff,
     OmitArgPrefixes,
@@ -167,6 +242,8 @@ def _run(command: Any) -> dict[str, Any]:
     try:
         if isinstance(command, Train):
             return _train(command)
+        if isinstance(command, CalibrateAnchors):
+            return _calibrate(command)
         return _apply(command) if isinstance(command, Apply) else _evaluate(command)
     except ModuleNotFoundError as error:
         raise DataError(f"{error.name} is not installed; run pip install 'petsim[train]'") from None
@@ -183,15 +260,14 @@ def _train(command: Train) -> dict[str, Any]:
 
     from denoise.data import usual_target
     from denoise.live import check_live
-    from denoise.train import TrainSettings, train, trained_doses
+    from denoise.train import TrainSettings, train, with_doses
     from petsim.cache.store import read_index
     from petsim.progress import progress_bar
     from petsim.serve import ServeOptions, start
 
     command = replace(command, target=command.target or usual_target(Path(command.data)))
-    settings = TrainSettings(**{
-        f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}
-    })  # fmt: skip
+    own = {f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}}
+    settings = TrainSettings(**own, diffusion=_generative(command))
     each = settings.method == "dose-specific"
     data, live = Path(command.data), None if command.live is None else Path(command.live)
     if command.workers < 0:
@@ -203,7 +279,7 @@ def _train(command: Train) -> dict[str, Any]:
     if live is not None:
         check_live(live, read_index(data)["configuration_sha256"])
     producer = None
-    with progress_bar(len(trained_doses(data, settings)) if each else 1) as report:
+    with progress_bar(len(with_doses(data, settings).drf) if each else 1) as report:
 
         def progress(steps: int, error: float) -> None:
             done = steps / settings.max_steps
@@ -227,6 +303,63 @@ def _train(command: Train) -> dict[str, Any]:
     return result
 
 
+def _generative(command: Train) -> Any:
+    """Settings of a generative method; None for others, which none of its flags fit."""
+    from denoise.diffusion.calibration import read_calibration
+    from denoise.diffusion.settings import usual_settings
+
+    names = ("schedule", "diffusion_steps", "prediction", "noise", "way", "anchor_weight", "anchor_power", "bound")
+    given = {name: getattr(command, name) for name in names}
+    if command.method not in ("ddpm", "map-diff", "flow"):
+        wrong = [name for name, value in given.items() if value is not None]
+        wrong += [name for name in ("anchors", "anchor_drfs", "clamp") if getattr(command, name)]
+        if wrong:
+            raise UsageError(f"--{wrong[0].replace('_', '-')}: {command.method} is not generative; leave it out")
+        return None
+    given |= {"clamp": command.clamp, "anchor_drfs": command.anchor_drfs}
+    if command.anchors is not None:
+        stored = read_calibration(Path(command.anchors), command.anchor_drfs)
+        given |= {"anchors": stored.anchors, "colored": stored.colored}
+    return usual_settings(command.method, given)
+
+
+def _calibrate(command: CalibrateAnchors) -> dict[str, Any]:
+    from denoise.diffusion.calibration import CalibrationRequest, calibrate_folder, times_without_pairs, write_calibration
+    from denoise.diffusion.figure import anchors_figure
+    from denoise.diffusion.schedule import NoiseSchedule
+    from denoise.scaling import Scaling
+    from petsim.cache.store import whole_or_nothing
+    from petsim.progress import progress_bar
+
+    schedule = NoiseSchedule(command.schedule, command.diffusion_steps)
+    scaling = Scaling(command.transform, command.scale_suv, command.clip_suv)
+    data, real = (None if folder is None else Path(folder) for folder in (command.data, command.real))
+    request = CalibrationRequest(
+        data, real, command.target, command.drf, schedule, scaling, command.noise == "measured", command.by, command.seed,
+        command.source_units,
+    )  # fmt: skip
+    if command.unpaired:
+        values = times_without_pairs(request, Path(command.out))
+        for line in values["anchors"]:
+            print(f"DRF {line['drf']:g}: time {line['time']:.1f} by the noise level of {line['images']} images")
+        return values
+    with progress_bar(1) as report:
+        calibration = calibrate_folder(request, lambda what, fraction: report("calibrating", what, fraction))
+    out = Path(command.out)
+    values = write_calibration(out, calibration)
+    figure = out.with_suffix(".png")
+    with whole_or_nothing(figure) as temporary:
+        anchors_figure(calibration).savefig(temporary, format="png", dpi=110)
+    print(f"{calibration.pairs}, {calibration.subjects} subjects, reference {calibration.reference}")
+    for line in values["anchors"]:
+        low, high = line["interval"]
+        apart = ", ".join(f"{name} {line['times'][name]:.1f}" for name in ("nmae", "ssim"))
+        print(f"DRF {line['drf']:g}: time {line['time']:.1f} ({low:.1f} to {high:.1f}); by {apart}")
+    for warning in calibration.warnings:
+        print(f"  warning: {warning}")
+    return values
+
+
 @lru_cache(maxsize=1)
 def _latest(live: Path, second: int) -> str:
     from petsim.cache.live import read_note
@@ -247,10 +380,13 @@ def _apply(command: Apply) -> dict[str, Any]:
     from dataclasses import fields
 
     from denoise.apply import ApplyOptions, apply
+    from denoise.generate import Sampling
 
     if not command.inputs:
         raise UsageError("no input given; name NIfTI files or DICOM folders after the run")
-    options = ApplyOptions(**{f.name: getattr(command, f.name) for f in fields(ApplyOptions)})
+    own = {f.name: getattr(command, f.name) for f in fields(ApplyOptions) if f.name != "sampling"}
+    sampling = Sampling(command.sampler, command.steps, command.start, command.samples, command.seed, command.save_anchors)
+    options = ApplyOptions(**own, sampling=sampling)
     results = apply(Path(command.run), [Path(p) for p in command.inputs], Path(command.out), options)
     for one in results:
         print(f"{one['name']}: noise level {one['relative_noise']:.3f}")

@@ -252,6 +252,8 @@ class Batch:
         float64 (n,).
     fresh : ndarray
         bool (n,): from realizations made while training goes on.
+    beside : ndarray
+        (n, k, x, y, z) in SUV: the same counts at further doses.
     """
 
     low: np.ndarray
@@ -260,6 +262,7 @@ class Batch:
     sd: np.ndarray
     drf: np.ndarray
     fresh: np.ndarray
+    beside: np.ndarray
 
 
 class Patches:
@@ -287,11 +290,15 @@ class Patches:
         How often each of `drfs` is drawn, relative to the others; empty: evenly.
     rotate : bool
         Turn patches by random quarters about the axis of the scanner, besides the flips.
+    beside : tuple of float
+        Doses whose images, of the same realization, come with every sample; the ladders must be a dataset's own.
     """
 
     def __init__(self, ladders: Sequence[Ladder], drfs: tuple[float, ...], size: tuple[int, int, int], slices: int,
                  condition: Condition, target: Target, seed: int, measure: bool = True,
-                 weights: tuple[float, ...] = (), rotate: bool = False) -> None:  # fmt: skip
+                 weights: tuple[float, ...] = (), rotate: bool = False,
+                 beside: tuple[float, ...] = ()) -> None:  # fmt: skip
+        self._beside = beside
         self._measure, self._weights, self._rotate = measure, weights, rotate
         self.ladders, self.drfs, self.size, self.slices = ladders, drfs, size, slices
         self._condition: Condition = condition
@@ -302,7 +309,7 @@ class Patches:
         for ladder in ladders:
             if rotate and not np.isclose(ladder.spacing_mm[0], ladder.spacing_mm[1], rtol=0.01):
                 raise UsageError(f"--rotate: voxels of {ladder.name} are not square across; leave it out")
-            missing = [d for d in drfs if d not in ladder.drfs]
+            missing = [d for d in (*drfs, *beside) if d not in ladder.drfs]
             if missing:
                 had = " ".join(f"{d:g}" for d in ladder.drfs)
                 raise UsageError(f"--drf: {ladder.name} holds {had}, not {missing[0]:g}; choose among them")
@@ -314,13 +321,13 @@ class Patches:
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """Samples at some places of a step's batch."""
         samples = [self._sample(step, place) for place in places]
-        low, target, condition, sd, drf, fresh = zip(*samples, strict=True)
+        low, target, condition, sd, drf, fresh, beside = zip(*samples, strict=True)
         return Batch(
             np.stack(low), np.stack(target), np.array(condition, np.float32), np.array(sd, np.float32),
-            np.array(drf, np.float64), np.array(fresh, bool),
+            np.array(drf, np.float64), np.array(fresh, bool), np.stack(beside),
         )  # fmt: skip
 
-    def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, float, bool]:
+    def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, float, bool, np.ndarray]:
         rng = np.random.default_rng((self._seed, step, place))
         ladder = self.ladders[int(rng.integers(len(self.ladders)))]
         volume, (clean, index) = ladder.draw(rng, self.drfs, self._target, self._weights)
@@ -334,15 +341,18 @@ class Patches:
         target = clean.patch(index, corner, self.size)
         if self._target == "complement":
             target = (np.float32(volume.drf) * target - low[self.slices // 2]) / np.float32(volume.drf - 1)
+        beside = np.empty((len(self._beside), *self.size), np.float32)
+        for k, drf in enumerate(self._beside):
+            beside[k] = ladder.images.patch((ladder.drfs.index(drf), *volume.index[1:]), corner, self.size)
         axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
-        low, target = np.flip(low, axes), np.flip(target[None], axes)
+        low, target, beside = np.flip(low, axes), np.flip(target[None], axes), np.flip(beside, axes)
         if 3 in axes:
             low = low[::-1]
         if self._rotate:
             quarters = int(rng.integers(4))
-            low, target = np.rot90(low, quarters, (1, 2)), np.rot90(target, quarters, (1, 2))
+            low, target, beside = (np.rot90(a, quarters, (1, 2)) for a in (low, target, beside))
         condition, sd = (volume.condition(self._condition), volume.measured().sd) if self._measure else (0.0, 0.0)
-        return low, target, condition, sd, volume.drf, volume.fresh
+        return low, target, condition, sd, volume.drf, volume.fresh, beside
 
     def _with_neighbors(self, volume: Volume, depth: int, corner: tuple[int, ...]) -> np.ndarray:
         """(slices, x, y, z): the patch shifted along z by -slices // 2 ... slices // 2; beyond the ends the last slice."""

@@ -20,6 +20,32 @@ Loss = Literal["l2", "l1"]
 
 
 @dataclass(frozen=True)
+class Samples:
+    """What a step trains on; images in SUV.
+
+    Parameters
+    ----------
+    low, target : Tensor
+        (n, slices, x, y, z) and (n, 1, x, y, z).
+    condition, sd, dose_sd, drf : Tensor
+        (n,): what the network is told, the noise of the volumes and the mean noise of their doses [SUV], and the doses.
+    seeds : list of int
+        One a sample, for whatever a method draws.
+    beside : Tensor, optional
+        (n, k, x, y, z): the same counts at other doses.
+    """
+
+    low: torch.Tensor
+    target: torch.Tensor
+    condition: torch.Tensor
+    sd: torch.Tensor
+    dose_sd: torch.Tensor
+    drf: torch.Tensor
+    seeds: list[int]
+    beside: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """How a network makes an estimate.
 
@@ -78,6 +104,12 @@ class Method:
         if self.variant == "r1":
             out = out * (sd / scaling.scale_suv)[:, None, None, None, None]
         return numbers[:, middle : middle + 1] - out
+
+    def training_error(self, network: torch.nn.Module, scaling: Scaling, samples: Samples) -> torch.Tensor:
+        """Mean error of a step's estimates."""
+        estimate = self.estimate(network, scaling, samples.low, samples.condition, samples.sd)
+        target, unit = scaling.to_network(samples.target), scaling.scale_suv
+        return self.error(estimate, target, samples.sd / unit, samples.dose_sd / unit)
 
     def error(self, estimate: torch.Tensor, target: torch.Tensor, sd: torch.Tensor, dose_sd: torch.Tensor) -> torch.Tensor:
         """Mean error of estimates against targets, both in network numbers; `dose_sd` is the mean noise of each dose."""

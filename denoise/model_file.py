@@ -1,6 +1,7 @@
 """Trained networks as safetensors files that describe themselves."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 
 from data_recipes.errors import DataError
 from denoise.data import Condition, Target
+from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Prediction, Way
+from denoise.diffusion.noise import LAG, ColoredNoise
+from denoise.diffusion.schedule import Kind, NoiseSchedule
 from denoise.methods import Method, MethodName, Variant
 from denoise.networks.unet import UNet, UNetShape, placed
 from denoise.scaling import Scaling, Transform
@@ -46,7 +50,7 @@ class ModelCard:
     unit : str
     """
 
-    method: Method
+    method: Method | Diffusion
     shape: UNetShape
     scaling: Scaling
     target: Target
@@ -79,9 +83,17 @@ def _check(network: UNet, card: ModelCard) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode():
         network = network.eval()
         device = next(network.parameters()).device
-        given = [t.to(device) for t in (low, condition, sd)]
-        estimate = card.method.estimate(network, card.scaling, *given).cpu()
+        estimate = _estimate(card, network, *(t.to(device) for t in (low, condition, sd))).cpu()
     return low, condition, sd, estimate.contiguous()
+
+
+def _estimate(card: ModelCard, network: UNet, low: torch.Tensor, condition: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+    """What a model makes of an input; a generative one at half of its schedule, given the input as diffusing image too."""
+    if isinstance(card.method, Method):
+        return card.method.estimate(network, card.scaling, low, condition, sd)
+    numbers = card.scaling.to_network(low)
+    half = torch.full((len(low),), card.method.schedule.steps / 2, dtype=torch.float64, device=low.device)
+    return card.method.estimate(network, numbers, numbers, half)
 
 
 def read_card(path: Path) -> ModelCard:
@@ -112,7 +124,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[UNet, ModelCard]:
         low, condition, sd, wanted = (tensors[name] for name in _CHECKS)
         network = placed(network, device).eval()
         with torch.inference_mode():
-            got = card.method.estimate(network, card.scaling, *(t.to(device) for t in (low, condition, sd))).cpu()
+            got = _estimate(card, network, *(t.to(device) for t in (low, condition, sd))).cpu()
         same = bool(torch.isfinite(got).all()) and got.shape == wanted.shape
         same = same and bool(((got - wanted).abs().max() <= _TOLERANCE * (1 + wanted.abs().max())).item())
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError):
@@ -142,14 +154,14 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
 def _card(values: dict[str, Any]) -> ModelCard:
     shape = UNetShape(**{**values["shape"], "channels": tuple(int(n) for n in values["shape"]["channels"])})
     small = 1 <= len(shape.channels) <= 8 and all(1 <= n <= 4096 for n in shape.channels)
+    small = small and shape.images in (1, 2) and 1 <= shape.told <= 256
     if not (small and shape.slices in range(1, 32, 2) and shape.depth in (1, 3)):
         raise DataError("unreasonable network")
     chosen = (
-        (values["method"]["name"], MethodName), (values["method"]["variant"], Variant),
         (values["scaling"]["transform"], Transform), (values["condition"], Condition), (values["target"], Target),
     )  # fmt: skip
     if any(value not in get_args(known) for value, known in chosen):
-        raise DataError("unknown method, transform, condition or target")
+        raise DataError("unknown transform, condition or target")
     numbers = {"noise_range": 2, "condition_range": 2, "voxel_mm": 3, "drfs": max(1, len(values["drfs"]))}
     for name, length in numbers.items():
         if len(values[name]) != length or not np.isfinite(np.asarray(values[name], np.float64)).all():
@@ -157,6 +169,39 @@ def _card(values: dict[str, Any]) -> ModelCard:
     if not (min(values["noise_range"]) > 0 and min(values["voxel_mm"]) > 0 and min(values["drfs"]) >= 1):
         raise DataError("unreasonable ranges")
     return ModelCard(**{
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()},
-        "method": Method(**values["method"]), "shape": shape, "scaling": Scaling(**values["scaling"]),
+        **_tuples(values), "method": _method(values["method"]), "shape": shape, "scaling": Scaling(**values["scaling"]),
     })  # fmt: skip
+
+
+def _method(values: dict[str, Any]) -> Method | Diffusion:
+    if values["name"] in get_args(MethodName):
+        if values["variant"] not in get_args(Variant):
+            raise DataError("unknown variant")
+        return Method(**values)
+    chosen = (
+        (values["name"], DiffusionName), (values["prediction"], Prediction), (values["way"], Way),
+        (values["schedule"]["kind"], Kind),
+    )  # fmt: skip
+    if any(value not in get_args(known) for value, known in chosen):
+        raise DataError("unknown method, prediction, way or schedule")
+    noise, anchors = values["colored"], values["anchors"]
+    if noise is not None and (len(noise["kernel"]) != (2 * LAG + 1) ** 3 or not np.isfinite(noise["kernel"]).all()):
+        raise DataError("unreasonable noise")
+    if not (
+        math.isfinite(values["data_sd"]) and values["data_sd"] > 0 and 10 <= int(values["schedule"]["steps"]) <= 100_000
+    ):
+        raise DataError("unreasonable scale or schedule")
+    return Diffusion(**{
+        **_tuples(values), "schedule": NoiseSchedule(**values["schedule"]),
+        "colored": None if noise is None else ColoredNoise(**_tuples(noise)),
+        "anchors": None if anchors is None else Anchors(**_tuples(anchors)),
+    })  # fmt: skip
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples, also those in lists."""
+
+    def one(v: Any) -> Any:
+        return tuple(one(part) for part in v) if isinstance(v, list) else v
+
+    return {k: one(v) for k, v in values.items()}

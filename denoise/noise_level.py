@@ -60,7 +60,7 @@ def body_mask(image: np.ndarray) -> np.ndarray:
     return smooth > 0.2 * positive.mean(dtype=np.float64)
 
 
-def noise_level(image: np.ndarray) -> NoiseLevel:
+def noise_level(image: np.ndarray, body_of: np.ndarray | None = None) -> NoiseLevel:
     """Noise from second differences across the slice: their root mean square in cubes, of which the median is taken.
 
     For white noise of standard deviation s, x[i] - (x[i - 1] + x[i + 1]) / 2 has the standard deviation s sqrt(3/2), by
@@ -72,6 +72,8 @@ def noise_level(image: np.ndarray) -> NoiseLevel:
     ----------
     image : ndarray
         (x, y, z), at least three voxels across.
+    body_of : ndarray, optional
+        Image whose body is looked at; None: the image itself.
 
     Returns
     -------
@@ -82,7 +84,7 @@ def noise_level(image: np.ndarray) -> NoiseLevel:
     DataError
         Nothing is positive, or the volume is smaller than that.
     """
-    body = body_mask(image)
+    body = body_mask(image if body_of is None else body_of)
     mean = float(image[body].mean(dtype=np.float64)) if body.any() else 0.0
     if min(image.shape[:2]) < 3 or mean <= 0:
         raise DataError("the volume has no body in which noise could be measured; give a PET volume")

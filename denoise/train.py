@@ -11,10 +11,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from torch import distributed
 
 from data_recipes.errors import DataError, UsageError
 from denoise.data import Batch, Condition, Ladder, Patches, Target, read_split
+from denoise.diffusion.method import TIME_FEATURES, Diffusion, DiffusionName
+from denoise.diffusion.noise import seed_of
+from denoise.diffusion.settings import DiffusionSettings, made, usual_doses
 from denoise.live import LiveLadder, with_live
 from denoise.loader import batches
-from denoise.methods import Loss, Method, MethodName, Variant
+from denoise.methods import Loss, Method, MethodName, Samples, Variant
 from denoise.model_file import ModelCard, save_model
 from denoise.networks.unet import UNet, UNetShape, placed
 from denoise.scaling import Scaling, Transform
@@ -35,6 +38,9 @@ Dimensions = Literal["3", "2.5", "2"]
 
 VALIDATION_PATCHES = 24
 """Patches a dose on which the error is watched."""
+
+ERROR_BATCHES = 2
+"""Batches on which the errors of a generative model's estimates are measured at each time."""
 
 Progress = Callable[[int, float], None]
 """Told (steps done, latest error)."""
@@ -47,7 +53,7 @@ class TrainSettings:
     Parameters
     ----------
     method, variant, loss
-        See `denoise.methods.Method`.
+        See `denoise.methods.Method`; and "ddpm", "map-diff", "flow".
     drf : tuple of float
         Doses of the inputs; empty: all of the dataset below full dose.
     drf_weights : tuple of float
@@ -83,9 +89,11 @@ class TrainSettings:
     precision : str
         "fp32", "bf16", or "auto": bf16 on a GPU that has it.
     seed : int
+    diffusion : DiffusionSettings, optional
+        Of "ddpm", "map-diff" and "flow".
     """
 
-    method: MethodName = "residual"
+    method: MethodName | DiffusionName = "residual"
     variant: Variant = "r0"
     loss: Loss = "l2"
     drf: tuple[float, ...] = ()
@@ -109,11 +117,17 @@ class TrainSettings:
     patience: int = 20
     precision: Precision = "auto"
     seed: int = 0
+    diffusion: DiffusionSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch", "batch", "max_steps", "learning_rate", "clip_norm", "validate_every", "patience"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')}: must be positive, got {getattr(self, name):g}")
+        own = None if self.diffusion is None else self.diffusion.name
+        if own != (self.method if self.method in get_args(DiffusionName) else None):
+            raise UsageError(f"{self.method}: give it settings of its own kind")
+        if self.diffusion is not None and self.dims != "3":
+            raise UsageError(f"--dims {self.dims}: {self.method} is three-dimensional; leave it out")
         if self.seed < 0:
             raise UsageError(f"--seed: must be 0 or more, got {self.seed}")
         if not 0 <= self.ema < 1:
@@ -129,12 +143,15 @@ class TrainSettings:
     def shape(self) -> UNetShape:
         """The network's."""
         slices, depth = {"3": (1, 3), "2.5": (5, 1), "2": (1, 1)}[self.dims]
+        if self.diffusion is not None:
+            return UNetShape(slices, depth, tuple(self.channels), True, 2, TIME_FEATURES)
         return UNetShape(slices, depth, tuple(self.channels), self.regression.conditioned)
 
     @property
     def regression(self) -> Method:
-        """The method."""
-        return Method(self.method, self.variant, self.loss)
+        """The method, where it is no generative one."""
+        assert self.method in get_args(MethodName)
+        return Method(self.method, self.variant, self.loss)  # pyright: ignore[reportArgumentType]
 
     @property
     def scaling(self) -> Scaling:
@@ -212,15 +229,18 @@ def train(
     DataError, UsageError
         Data or settings that do not fit, or a run of other settings in the folder.
     """
+    if settings.diffusion is not None and live is not None:
+        raise UsageError(f"--live: {settings.method} needs several doses of one realization; leave it out")
     ladders = {split: read_split(data, split, settings.target) for split in ("train", "val")}
-    drfs = trained_doses(data, settings)
+    settings = with_doses(data, settings)
+    drfs = settings.drf
     index = read_index(data)
     digest = sha256_of([index["configuration_sha256"], [[s["name"], s["sha256"], s["split"]] for s in index["subjects"]]])
     if live is not None:
         ladders["train"] = with_live(ladders["train"], live, index["configuration_sha256"])
     with _place(device) as place:
         if settings.method != "dose-specific":
-            return _train_one(ladders, run, replace(settings, drf=drfs), digest, place, progress, workers)
+            return _train_one(ladders, run, settings, digest, place, progress, workers)
         results = {}
         # All folders from the start, so that a run that was interrupted is seen to lack doses.
         for drf in drfs:
@@ -236,16 +256,22 @@ def train(
         return results
 
 
-def trained_doses(data: Path, settings: TrainSettings) -> tuple[float, ...]:
-    """Doses of the inputs: those of the settings, else all of the dataset below full dose."""
-    return settings.drf or tuple(d for d in read_index(data)["subjects"][0]["drf"] if d > 1)
+def with_doses(data: Path, settings: TrainSettings) -> TrainSettings:
+    """Settings with the inputs' doses where none are named: all below full dose; of "map-diff" those above anchors."""
+    own, generative = tuple(read_index(data)["subjects"][0]["drf"]), settings.diffusion
+    if generative is None:
+        return replace(settings, drf=settings.drf or tuple(d for d in own if d > 1))
+    inputs, anchors = usual_doses(generative, own)
+    generative = replace(generative, anchor_drfs=anchors if generative.anchors is None else ())
+    return replace(settings, drf=settings.drf or inputs, diffusion=generative)
 
 
 def _train_one(
     ladders: dict[str, list[Ladder]], run: Path, settings: TrainSettings, digest: str, place: _Place, progress: Progress,
     workers: int,
 ) -> dict[str, Any]:  # fmt: skip
-    drfs, scaling, method = settings.drf, settings.scaling, settings.regression
+    drfs, scaling = settings.drf, settings.scaling
+    method = _method(settings, ladders["train"])
     patches = {
         split: Patches(
             some,
@@ -258,12 +284,13 @@ def _train_one(
             measure=method.measures,
             weights=settings.drf_weights if split == "train" else (),
             rotate=settings.rotate,
+            beside=method.beside if isinstance(method, Diffusion) else (),
         )
         for (split, some), seed in zip(ladders.items(), (settings.seed, settings.seed + 1), strict=True)
     }
     if settings.batch % place.world:
         raise UsageError(f"--batch: {settings.batch} patches cannot be shared evenly by {place.world} processes")
-    card = _card(settings, ladders["train"], digest)
+    card = _card(settings, method, ladders["train"], digest)
     torch.manual_seed(settings.seed)
     network = placed(UNet(settings.shape), place.device)
     averaged = placed(UNet(settings.shape), place.device)
@@ -286,17 +313,20 @@ def _train_one(
     )
     cast = torch.autocast(place.device.type, torch.bfloat16, enabled=bf16)
 
-    def error_of(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        low, target, condition, sd, mean_sd = (
+    def samples_of(batch: Batch, step: int, places: Sequence[int]) -> Samples:
+        low, target, condition, sd, mean_sd, drf, beside = (
             torch.from_numpy(np.ascontiguousarray(a)).to(place.device)
-            for a in (batch.low, batch.target, batch.condition, batch.sd, dose_sd(batch.drf))
+            for a in (batch.low, batch.target, batch.condition, batch.sd, dose_sd(batch.drf), batch.drf, batch.beside)
         )
+        seeds = [seed_of(settings.seed, step, k) for k in places]
+        return Samples(low, target, condition, sd, mean_sd, drf, seeds, beside if beside.shape[1] else None)
+
+    def error_of(net: torch.nn.Module, samples: Samples) -> torch.Tensor:
         with cast:
-            estimate = method.estimate(net, scaling, low, condition, sd)
-        return method.error(estimate, scaling.to_network(target), sd / scaling.scale_suv, mean_sd / scaling.scale_suv)
+            return method.training_error(net, scaling, samples)
 
     validation = [
-        patches["val"].batch(0, range(k, k + settings.batch))
+        samples_of(patches["val"].batch(0, range(k, k + settings.batch)), 0, range(k, k + settings.batch))
         for k in range(0, VALIDATION_PATCHES * len(drfs), settings.batch)
     ]
     source = batches(patches["train"], mine, range(done, settings.max_steps), workers)
@@ -307,7 +337,7 @@ def _train_one(
                 group["lr"] = settings.learning_rate * _rate(done, settings.max_steps)
             optimizer.zero_grad(set_to_none=True)
             batch = next(source)
-            error = error_of(model, batch)
+            error = error_of(model, samples_of(batch, done + 1, mine))
             fresh.append(float(batch.fresh.mean()))
             if not torch.isfinite(error):
                 raise DataError(f"training diverged at step {done}; lower --learning-rate")
@@ -330,7 +360,7 @@ def _train_one(
             if place.is_first:
                 log(done, error.item(), watched, float(np.mean(fresh)))
                 fresh.clear()
-                finished = replace(card, steps=done)
+                finished = replace(card, steps=done, method=_with_errors(card.method, averaged, scaling, validation))
                 for name in ("best", "last") if better else ("last",):
                     save_model(run / f"{name}.safetensors", averaged, finished)
                 _save_state(run, network, averaged, optimizer, done, best, waited)
@@ -360,7 +390,25 @@ def _dose_sd(ladders: list[Ladder], drfs: tuple[float, ...]) -> Callable[[np.nda
     return lambda asked: np.exp(np.interp(np.log(asked), at, logarithms)).astype(np.float32)
 
 
-def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelCard:
+def _method(settings: TrainSettings, ladders: list[Ladder]) -> Method | Diffusion:
+    if settings.diffusion is None:
+        return settings.regression
+    return made(
+        settings.diffusion, ladders, settings.drf, settings.target, settings.scaling, settings.seed,
+    )  # fmt: skip
+
+
+def _with_errors(
+    method: Method | Diffusion, network: UNet, scaling: Scaling, validation: Sequence[Samples]
+) -> Method | Diffusion:
+    """A generative method with the errors of its estimates, which its sampler needs."""
+    if not isinstance(method, Diffusion):
+        return method
+    with torch.inference_mode():
+        return replace(method, errors=method.measured_errors(network, scaling, validation[:ERROR_BATCHES]))
+
+
+def _card(settings: TrainSettings, method: Method | Diffusion, ladders: list[Ladder], digest: str) -> ModelCard:
     places = [(x, x.drfs.index(d), r) for x in ladders for d in settings.drf for r in range(x.realizations)
               if d in x.drfs]  # fmt: skip
     noise = [ladder.levels[d][r].relative for ladder, d, r in places]
@@ -368,7 +416,7 @@ def _card(settings: TrainSettings, ladders: list[Ladder], digest: str) -> ModelC
     if not noise:
         raise UsageError(f"--drf: the dataset holds {' '.join(f'{d:g}' for d in ladders[0].drfs)}; choose among them")
     return ModelCard(
-        settings.regression, settings.shape, settings.scaling, settings.target, settings.condition, settings.drf,
+        method, settings.shape, settings.scaling, settings.target, settings.condition, settings.drf,
         (min(noise), max(noise)), (min(told), max(told)), _middle([x.spacing_mm for x in ladders]),
         tuple(sorted({x.scanner for x in ladders})), digest, 0,
     )  # fmt: skip

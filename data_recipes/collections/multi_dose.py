@@ -9,11 +9,13 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.readers.nifti import ENDINGS, image_stem
 from data_recipes.readers.read import read_suv_per_value
+from data_recipes.readers.series import find_slices, text
 from data_recipes.writers.like import read_volume, to_canonical
 
 _FULL = re.compile(r"(?<![a-z])full[ _-]?dose(?![a-z])")
 _FRACTION = re.compile(r"(?<![\d.])1[-_/](\d+(?:\.\d+)?)[ _-]?dose(?![a-z])")
-_FACTOR = re.compile(r"(?<![a-z])drf[ _-]?(\d+(?:\.\d+)?)")
+_FACTOR = re.compile(r"(?<![a-z])drf[ _-]?(\d+(?:[.p]\d+)?)")
+_LATER = re.compile(r"_real-[1-9]")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class MultiDose:
 
     name: str
     paths: dict[float, Path]
+
+    @property
+    def scanner(self) -> str:
+        """Model as a DICOM series names it; "unknown" otherwise."""
+        folder = self.paths[min(self.paths)]
+        found = find_slices(folder)[0] if folder.is_dir() else []
+        return (text(found[0], "ManufacturerModelName") if found else "") or "unknown"
 
     @property
     def drfs(self) -> tuple[float, ...]:
@@ -53,23 +62,35 @@ class DoseImage:
 
 
 def dose_in(name: str) -> float | None:
-    """DRF that a file's or folder's name tells: "Full_dose", "1-20 dose", "drf20"; None if it tells none.
+    """DRF that a file's or folder's name tells: "Full_dose", "1-20 dose", "drf20", "drf-002p5"; None if it tells none.
 
-    The first two are the names in the challenge's releases of 2022 to 2024, in any capitals.
+    The first two are the names in the challenge's releases of 2022 to 2024, in any capitals, the last that of petsim export.
     """
+    return _parsed(name)[0]
+
+
+def _parsed(name: str) -> tuple[float | None, str]:
+    """DRF, and the name without it."""
     plain = name.lower()
-    if _FULL.search(plain):
-        return 1.0
-    found = _FRACTION.search(plain) or _FACTOR.search(plain)
-    drf = float(found.group(1)) if found else 0.0
-    return drf if drf >= 1 else None
+    found = _FULL.search(plain) or _FRACTION.search(plain) or _FACTOR.search(plain)
+    if found is None:
+        return None, plain
+    drf = float(found.group(1).replace("p", ".")) if found.groups() else 1.0
+    return (drf if drf >= 1 else None), (plain[: found.start()] + plain[found.end() :]).strip(" _-.")
 
 
-def find_multi_dose(folder: Path) -> list[MultiDose]:
-    """Subjects with a full dose and at least one lower one, in the order of their names.
+def find_multi_dose(folder: Path, paired: bool = True) -> list[MultiDose]:
+    """Subjects of a folder, in the order of their names.
 
     A subject is a folder with a NIfTI file or a DICOM folder for each dose, named by the dose (`dose_in`), at any depth; or
-    each dose is a folder, with a NIfTI file or a DICOM folder of the same name for each subject.
+    each dose is a folder, with a NIfTI file or a DICOM folder of the same name for each subject; or all are NIfTI files in
+    one folder, whose names are the same but for the dose. Of the realizations of petsim export the first is taken.
+
+    Parameters
+    ----------
+    folder : Path
+    paired : bool
+        Leave out subjects without a full and a lower dose.
 
     Raises
     ------
@@ -80,15 +101,15 @@ def find_multi_dose(folder: Path) -> list[MultiDose]:
         raise DataError(f"{folder.name}: no such folder; check the name")
     found: dict[tuple[str, ...], dict[float, Path]] = {}
     for path in sorted(folder.rglob("*")):
-        drf = dose_in(path.name) if path.is_dir() or _is_nifti(path) else None
-        if drf is None:
+        drf, rest = _parsed(image_stem(path) if _is_nifti(path) else path.name)
+        if drf is None or not (path.is_dir() or _is_nifti(path)) or _LATER.search(rest):
             continue
         above = path.relative_to(folder).parts[:-1]
         if any(dose_in(part) is not None for part in above):
             continue
         inside = _images(path)
         if not inside:
-            own = {above: path}
+            own = {(*above, rest) if rest and path.is_file() else above: path}
         elif above and len(inside) == 1:
             # A series in a folder of its own below the dose's, whose name says nothing.
             own = {above: next(iter(inside.values()))}
@@ -98,7 +119,7 @@ def find_multi_dose(folder: Path) -> list[MultiDose]:
             if drf in found.setdefault(subject, {}):
                 raise DataError(f"{image.name}: a second image at DRF {drf:g} of one subject; keep one of them")
             found[subject][drf] = image
-    whole = [paths for _, paths in sorted(found.items()) if 1.0 in paths and len(paths) > 1]
+    whole = [paths for _, paths in sorted(found.items()) if not paired or (1.0 in paths and len(paths) > 1)]
     if not whole:
         raise DataError(
             f"{folder.name}: no subject with a full and a lower dose; name images 'Full_dose' and '1-20 dose', or "

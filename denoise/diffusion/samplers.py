@@ -22,7 +22,9 @@ Estimate = Callable[[Array, float], Array]
 """(diffusing image, time) -> estimate of the image."""
 
 
-def spread_times(schedule: NoiseSchedule, count: int, start: float | None = None, through: Sequence[float] = ()) -> list[float]:
+def spread_times(
+    schedule: NoiseSchedule, count: int, start: float | None = None, through: Sequence[float] = ()
+) -> list[float]:
     """Times of estimates, from `start` towards 0, which itself is left out.
 
     They are squares of evenly spread numbers, since most of what an image holds is settled at little noise; evenly spread
@@ -50,7 +52,9 @@ def spread_times(schedule: NoiseSchedule, count: int, start: float | None = None
     times = (first * (np.arange(count, 0, -1) / count) ** power).tolist()
     wanted = sorted({float(t) for t in through if 0 < t < first}, reverse=True)
     if len(wanted) > count - 1:
-        raise UsageError(f"--steps: {count} evaluations cannot stop at {len(wanted)} anchors too; give {len(wanted) + 1} or more")
+        raise UsageError(
+            f"--steps: {count} evaluations cannot stop at {len(wanted)} anchors too; give {len(wanted) + 1} or more"
+        )
     free = list(range(1, count))
     for t in wanted:
         nearest = min(free, key=lambda k: abs(times[k] - t))
@@ -68,10 +72,11 @@ def sample(
 
     "ancestral": steps of the Markov chain, with the posterior variance (Ho et al. 2020, arXiv 2006.11239, eqs. 6 and 7; for
     times further apart the same Gaussians), to which the variance of x_0 given x_t is added (Bao et al. 2022, arXiv
-    2201.06503, eq. 8), without which few steps give too little. "ddim": its deterministic limit (Song et al. 2020, arXiv 2010.02502, eq. 12 with
-    sigma 0), which is Euler's rule on the probability flow, and on straight flows. "dpm": DPM-Solver++ (2M), second order
-    from the estimate before (Lu et al. 2022, arXiv 2211.01095, algorithm 2). "heun": second order by a second estimate
-    (Karras et al. 2022, arXiv 2206.00364, algorithm 1 without churn).
+    2201.06503, eq. 8), without which few steps give too little. "ddim": its deterministic limit (Song et al. 2020, arXiv
+    2010.02502, eq. 12 with sigma 0), which is Euler's rule on the probability flow, and on straight flows. "dpm":
+    DPM-Solver++ (2M), second order from the estimate before (Lu et al. 2022, arXiv 2211.01095, algorithm 2). "heun": second
+    order by a second estimate (Karras et al. 2022, arXiv 2206.00364, algorithm 1 without churn; here along the angle whose
+    tangent is s / a, as Salimans and Ho 2022, arXiv 2202.00512, write the flow).
 
     Parameters
     ----------

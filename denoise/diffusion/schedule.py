@@ -90,6 +90,8 @@ def _table(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
         squared = np.cumprod(1 - beta)
     else:
         offset = 0.008
-        squared = (np.cos((times / n + offset) / (1 + offset) * math.pi / 2) / np.cos(offset / (1 + offset) * math.pi / 2)) ** 2
+        squared = (
+            np.cos((times / n + offset) / (1 + offset) * math.pi / 2) / np.cos(offset / (1 + offset) * math.pi / 2)
+        ) ** 2
     squared = np.maximum(squared, LEAST_SIGNAL**2)
     return times, 0.5 * np.log((1 - squared) / squared)

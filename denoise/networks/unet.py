@@ -25,13 +25,19 @@ class UNetShape:
     channels : tuple of int
         At every level, finest first; each level but the first halves the resolution.
     conditioned : bool
-        Takes a scalar an image, which scales and shifts features (FiLM, Perez et al. 2018, arXiv 1709.07871).
+        Is told numbers of an image, which scale and shift features (FiLM, Perez et al. 2018, arXiv 1709.07871).
+    images : int
+        Images in the input, each of `slices` channels.
+    told : int
+        How many numbers.
     """
 
     slices: int = 1
     depth: int = 3
     channels: tuple[int, ...] = (16, 32, 64)
     conditioned: bool = False
+    images: int = 1
+    told: int = 1
 
     @property
     def multiple(self) -> tuple[int, int, int]:
@@ -41,14 +47,14 @@ class UNetShape:
 
 
 class UNet(nn.Module):
-    """One channel out of `shape.slices` ones; the last layer starts at zero."""
+    """One channel out of `shape.slices` times `shape.images`; the last layer starts at zero."""
 
     def __init__(self, shape: UNetShape) -> None:
         super().__init__()
         self.shape = shape
         stride = (2, 2, 2) if shape.depth > 1 else (2, 2, 1)
         widths = shape.channels
-        self.enter = _conv(shape.slices, widths[0], shape.depth)
+        self.enter = _conv(shape.slices * shape.images, widths[0], shape.depth)
         self.down = nn.ModuleList(_Block(n, n, shape) for n in widths)
         self.shrink = nn.ModuleList(nn.Conv3d(a, b, stride, stride) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose3d(b, a, stride, stride) for a, b in pairwise(widths))
@@ -59,7 +65,7 @@ class UNet(nn.Module):
             nn.init.zeros_(self.leave.bias)
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Map (n, slices, x, y, z) and a condition (n,), which an unconditioned network leaves alone, to (n, 1, x, y, z)."""
+        """Map (n, channels, x, y, z) and conditions (n,) or (n, told), which not all networks use, to (n, 1, x, y, z)."""
         x = self.enter(images)
         passed = []
         for k, block in enumerate(self.down):
@@ -84,12 +90,14 @@ class _Block(nn.Module):
             last = nn.Linear(32, 2 * outside)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.film = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), last)
+            self.film = nn.Sequential(nn.Linear(shape.told, 32), nn.SiLU(), last)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         y = self.first(nn.functional.silu(x))
         if self.film is not None:
-            factor, offset = self.film(condition[:, None].to(y.dtype))[:, :, None, None, None].chunk(2, dim=1)
+            factor, offset = self.film(condition.reshape(len(condition), -1).to(y.dtype))[:, :, None, None, None].chunk(
+                2, dim=1
+            )
             y = (1 + factor) * y + offset
         return self.shortcut(x) + self.second(nn.functional.silu(y)) / math.sqrt(2)
 

@@ -13,9 +13,19 @@ from tests.data_recipes.dicom_files import pet_slice, write_series
 
 @pytest.mark.parametrize(
     ("name", "drf"),
-    [("Full_dose", 1), ("full dose", 1), ("1-20 dose", 20), ("1-2 dose", 2), ("subject_drf20.nii.gz", 20), ("DRF_4", 4),
-     ("1-100_dose", 100), ("drf2.5", 2.5), ("21-20 dose", None), ("dose", None), ("Subject_10-12", None), ("drf0", None)],
-)  # fmt: skip
+    [
+        *(
+            ("Full_dose", 1),
+            ("full dose", 1),
+            ("1-20 dose", 20),
+            ("1-2 dose", 2),
+            ("subject_drf20.nii.gz", 20),
+            ("DRF_4", 4),
+        ),
+        *(("1-100_dose", 100), ("drf2.5", 2.5), ("phantom-0000_drf-002p5_real-0.nii.gz", 2.5), ("phantom_noise-free", None)),
+        *(("21-20 dose", None), ("dose", None), ("Subject_10-12", None), ("drf0", None)),
+    ],
+)
 def test_doses_of_names(name, drf):
     assert dose_in(name) == drf
 
@@ -44,6 +54,19 @@ def test_doses_hold_subjects(tmp_path):
             write(tmp_path / dose / f"{name}.nii")
     assert [s.paths for s in find_multi_dose(tmp_path)] == [
         {d: tmp_path / folder / f"{name}.nii" for d, folder in ((1, "Full_dose"), (10, "1-10 dose"))} for name in ("a", "b")
+    ]
+
+
+def test_files_of_one_folder(tmp_path):
+    """As petsim export writes them."""
+    for name in ("a", "b"):
+        for dose in ("drf-001", "drf-020"):
+            for realization in (0, 1):
+                write(tmp_path / f"{name}_{dose}_real-{realization}.nii.gz")
+        write(tmp_path / f"{name}_noise-free.nii.gz")
+    found = find_multi_dose(tmp_path)
+    assert [s.paths for s in found] == [
+        {d: tmp_path / f"{name}_drf-{d:03d}_real-0.nii.gz" for d in (1, 20)} for name in ("a", "b")
     ]
 
 

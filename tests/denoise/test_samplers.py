@@ -1,4 +1,4 @@
-"""Samplers on Gaussian data, whose exact denoiser is known: x_0 ~ N(m, v) gives E[x_0 | x_t] = (m s^2 + a v x) / (a^2 v + s^2)."""
+"""Samplers on Gaussian data, x_0 ~ N(m, v), whose exact denoiser is known: (m s^2 + a v x) / (a^2 v + s^2)."""
 
 import math
 
@@ -99,7 +99,7 @@ def test_an_estimate_that_is_right_gives_the_image():
                 seen = []
                 out = sample(
                     lambda x, t: truth, schedule, spread_times(schedule, steps), x, lambda: rng.standard_normal(50), sampler,
-                    lambda t, image: seen.append(t),
+                    lambda t, image, seen=seen: seen.append(t),
                 )  # fmt: skip
                 assert np.array_equal(out, truth)
                 assert seen == spread_times(schedule, steps)
