@@ -25,7 +25,7 @@ from petsim.cache.store import sha256_of
 MATCHES = ("nmae", "ssim", "both")
 
 APART = 0.15
-"""Times from NMAE and from SSIM that differ by more than this part of their mean are warned of."""
+"""Times from NMAE and from SSIM that differ by more than this part of their mean are warned of, and organs' by twice it."""
 
 POOR = 0.25
 """So are anchors whose interval is wider than this part of themselves to either side."""
@@ -162,13 +162,14 @@ def warnings_of(matches: Sequence[Match], schedule: NoiseSchedule, by: str, colo
     found = []
     for m in matches:
         one, other = m.times["nmae"], m.times["ssim"]
+        organs = sorted(m.organs, key=lambda name: m.organs[name])
         if abs(one - other) > APART * 0.5 * (one + other):
-            what = (
-                "the measured noise fits badly"
-                if colored
-                else "noise is not white: use the coloured process (--noise measured)"
+            found.append(f"DRF {m.drf:g}: time {one:.1f} by NMAE but {other:.1f} by SSIM; {_mend(colored)}")
+        elif organs and m.organs[organs[-1]] > (1 + 2 * APART) * m.organs[organs[0]]:
+            first, last = organs[0], organs[-1]
+            found.append(
+                f"DRF {m.drf:g}: time {m.organs[first]:.1f} in {first} but {m.organs[last]:.1f} in {last}; {_mend(colored)}"
             )
-            found.append(f"DRF {m.drf:g}: time {one:.1f} by NMAE but {other:.1f} by SSIM; {what}")
         low, high = m.intervals[by]
         if high - low > 2 * POOR * m.times[by]:
             found.append(f"DRF {m.drf:g}: time {m.times[by]:.1f}, but {low:.1f} to {high:.1f} over subjects; add subjects")
@@ -183,6 +184,12 @@ def warnings_of(matches: Sequence[Match], schedule: NoiseSchedule, by: str, colo
                 "--scale-suv"
             )
     return found
+
+
+def _mend(colored: bool) -> str:
+    if colored:
+        return "the measured noise fits badly"
+    return "noise is not white: use the colored process (--noise measured)"
 
 
 def shares_of(times: Sequence[float], steps: int) -> list[float]:

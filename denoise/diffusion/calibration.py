@@ -317,6 +317,8 @@ def read_calibration(path: Path, drfs: Sequence[float] = ()) -> StoredAnchors:
         digest = str(values["digest"])
         if not all(0 < t <= schedule.steps and d > 1 for d, t in times.items()):
             raise ValueError
+    except DataError:
+        raise
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path.name}: not a file of anchors, or a damaged one; calibrate again") from None
     if digest != digest_of(schedule, scaling, colored, reference):
