@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from data_recipes.errors import DataError
+from data_recipes.errors import DataError, UsageError
 from denoise.data import Condition, Target
 from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Prediction, Way
 from denoise.diffusion.noise import LAG, ColoredNoise
@@ -147,7 +147,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         raise DataError(f"{path.name}: not a model of this toolkit (format {header.get('format')}, expected {FORMAT})")
     try:
         return _card(json.loads(header["card"])), tensors
-    except (KeyError, TypeError, ValueError, DataError):
+    except (KeyError, TypeError, ValueError, AttributeError, DataError, UsageError):
         raise DataError(f"{path.name}: its description is damaged; train again or fetch the file anew") from None
 
 

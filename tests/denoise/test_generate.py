@@ -19,15 +19,7 @@ from denoise.generate import Sampling
 from denoise.model_file import read_card, save_model
 from denoise.train import TrainSettings, train, with_doses
 
-SMALL = {
-    "channels": (4, 8),
-    "patch": 8,
-    "batch": 4,
-    "max_steps": 12,
-    "validate_every": 6,
-    "precision": "fp32",
-    "drf": (20.0,),
-}
+SMALL = {"channels": (4, 8), "patch": 8, "batch": 4, "max_steps": 12, "validate_every": 6, "drf": (20.0,)}
 KINDS = {
     "ddpm": {},
     "map-diff": {"anchor_drfs": (4.0,), "clamp": True},
@@ -255,17 +247,16 @@ def test_from_calibration_to_images_by_commands(dataset, tmp_path, monkeypatch, 
         (("--noise", "measured"), "--anchors: were calibrated with another schedule"),
         (("--anchor-drfs", 10), "--anchors: anchors.json has 4, not 10"),
     ):
-        status, said = command(monkeypatch, capsys, *training[:4], tmp_path / "other", *training[5:], *more)
+        status, said = command(monkeypatch, capsys, *training[:5], tmp_path / "other", *training[6:], *more)
         assert status == 2 and says in said.err and len(said.err.splitlines()) == 1, said.err
     status, said = command(monkeypatch, capsys, "train", "residual", "--data", dataset, "--out", tmp_path / "x", "--clamp")
     assert status == 2 and "--clamp: residual is not generative" in said.err
     path = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(example(), np.diag([4.0, 4.0, 4.0, 1.0])), path)
-    status, said = command(monkeypatch, capsys, "apply", run, path, "--out", tmp_path / "out.nii.gz", "--source-units", "suv",
-                           "--steps", 3, "--save-anchors", "--device", "cpu")  # fmt: skip
+    applying = ["apply", run, path, "--source-units", "suv", "--save-anchors", "--device", "cpu"]
+    status, said = command(monkeypatch, capsys, *applying, "--out", tmp_path / "out.nii.gz", "--steps", 3)
     assert status == 0 and (tmp_path / "out_drf-004.nii.gz").exists()
-    status, said = command(monkeypatch, capsys, "apply", run, path, "--out", tmp_path / "b.nii.gz", "--source-units", "suv",
-                           "--steps", 1, "--save-anchors", "--device", "cpu")  # fmt: skip
+    status, said = command(monkeypatch, capsys, *applying, "--out", tmp_path / "b.nii.gz", "--steps", 1)
     assert status == 2 and "--steps: 1 evaluations cannot stop at 1 anchors" in said.err
 
 
@@ -283,5 +274,5 @@ def test_crafted_cards(runs, tmp_path):
             save_model(path, network, replace(card, method=method))
         except ValueError:
             continue
-        with pytest.raises(DataError, match="description is damaged|tensors do not fit|stored with it"):
+        with pytest.raises(DataError, match=r"description is damaged|tensors do not fit|stored with it"):
             load_model(path)
