@@ -29,7 +29,7 @@ def anchors_figure(calibration: Calibration) -> "Figure":
             axes.axhline(level, color=color, linewidth=0.8, linestyle=":")
             axes.plot(m.times[name], level, "o", color=color, label=f"DRF {m.drf:g}: t = {m.times[name]:.1f}")
             axes.plot([low, high], [level, level], color=color, linewidth=3, alpha=0.5)
-        axes.set(xlabel=f"time (of {c.schedule.steps}, {c.schedule.kind})", ylabel=label, yscale="log", xscale="log")
+        axes.set(xlabel=f"time (of {c.schedule.steps}, {c.schedule.kind})", ylabel=label, yscale="log")
         axes.legend(fontsize=7)
     for k, m in enumerate(c.matches):
         low, high = m.intervals[c.by]
@@ -38,8 +38,8 @@ def anchors_figure(calibration: Calibration) -> "Figure":
         names = sorted(m.organs)
         by_organ.plot(np.arange(len(names)), [m.organs[n] for n in names], "o", color=f"C{k}")
         by_organ.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=7)
-    by_organ.set(ylabel="time by NMAE", title="by organ", yscale="log")
-    by_organ.legend(fontsize=7)
+    by_organ.set(ylabel="time by NMAE, organ by organ")
+    by_organ.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     process = "white noise" if c.colored is None else "noise of measured covariance"
     figure.suptitle(f"{c.pairs}, {c.subjects} subjects, {process}, against {c.reference}", fontsize=10)
     return figure

@@ -112,8 +112,9 @@ def measure(case: Case, scaling: Scaling, colored: ColoredNoise | None, seed: in
     peak = own_range_peak(clean, body)
     labels, names = (None, {}) if case.organs is None else case.organs()
     masks = {} if labels is None else {name: labels[ready.part] == label for label, name in names.items()}
-    # An organ of few voxels tells little.
-    masks = {name: mask for name, mask in masks.items() if mask.sum() >= 200 and clean[mask].mean() > 0}
+    # A region of few voxels tells little, and one without activity nothing.
+    least = 0.2 * float(clean[body].mean())
+    masks = {name: mask for name, mask in masks.items() if mask.sum() >= 200 and clean[mask].mean() > least}
     organs: dict[str, tuple[float, dict[float, float]]] = {
         name: (mean_absolute(ready.noise, clean, mask), {}) for name, mask in masks.items()
     }
