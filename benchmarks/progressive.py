@@ -4,8 +4,8 @@
 
 Settled before the first run, and not changed by what it shows:
 
-- Subjects: those of `benchmarks.cross_dose` of the same size (same scanner, durations, seeds and split; an earlier folder of it
-  can be given, its patients are taken as they are). Input DRF 20, anchors 2, 4 and 10, target the noise-free image.
+- Subjects: those of `benchmarks.cross_dose` of the same size (same scanner, durations, seeds and split; an earlier folder
+  of it can be given, its patients are taken as they are). Input DRF 20, anchors 2, 4 and 10, target the noise-free image.
 - All networks share shape, data, order of samples, steps and learning rate; one seed. Contestants: the direct regression
   network; DDPM; MAP-Diff with all anchors, with the anchor of DRF 10 alone, of DRF 2 alone, with a constant weight, and with
   colored noise; DDPM with "v" instead of "eps" and with colored noise; rectified flow, from noise and along the dose ladder.
@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.common import RESULTS, emit
 from benchmarks.cross_dose import DOSES, FIRST_TEST_SEED, SIZES, make_patients
@@ -116,13 +115,14 @@ def figures(image: np.ndarray, ladder: Ladder) -> dict[str, float]:
     }
 
 
-def denoised(
-    run: Path, device: str, sampling: Sampling
-) -> Callable[[Ladder], tuple[np.ndarray, dict[float, np.ndarray], float]]:
+Made = tuple[np.ndarray, dict[float, np.ndarray], float]
+
+
+def denoised(run: Path, device: str, sampling: Sampling) -> Callable[[Ladder], Made]:
     """Subject -> image, estimates at anchors, and seconds."""
     denoiser = Denoiser.load(run, device, sampling=sampling)
 
-    def make(ladder: Ladder) -> tuple[np.ndarray, dict[float, np.ndarray], float]:
+    def make(ladder: Ladder) -> Made:
         low, began = ladder.image(ladder.drfs.index(INPUT)), time.monotonic()
         found = denoiser(low, ladder.spacing_mm, INPUT)
         return found.image, found.anchors, time.monotonic() - began
@@ -237,9 +237,8 @@ def crop_rows(runs: dict[str, Path], ladder: Ladder, device: str, kept: Kept) ->
             for steps in (25, 100, 1000):
 
                 def row(name: str = name, sampler: Any = sampler, steps: int = steps) -> dict[str, Any]:
-                    found = Denoiser.load(runs[name], device, sampling=Sampling(sampler, steps))(
-                        low[part], ladder.spacing_mm
-                    )
+                    denoiser = Denoiser.load(runs[name], device, sampling=Sampling(sampler, steps))
+                    found = denoiser(low[part], ladder.spacing_mm)
                     psnr = psnr_db(found.image, clean[part], PEAK_SUV, body_mask(clean)[part])
                     return {"method": name, "sampler": sampler, "evaluations": steps, "psnr_db": psnr}
 
@@ -383,6 +382,8 @@ def main() -> None:
 
 
 def _device(asked: str) -> str:
+    import torch
+
     cuda = asked == "cuda" or (asked == "auto" and torch.cuda.is_available())
     return torch.cuda.get_device_name() if cuda else "cpu"
 
