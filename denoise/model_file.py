@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from data_recipes.errors import DataError, UsageError
 from denoise.data import Condition, Target
+from denoise.diffusion.anchors import digest_of
 from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Prediction, Way
 from denoise.diffusion.noise import LAG, ColoredNoise
 from denoise.diffusion.schedule import Kind, NoiseSchedule
@@ -168,8 +169,13 @@ def _card(values: dict[str, Any]) -> ModelCard:
             raise DataError(f"unreasonable {name}")
     if not (min(values["noise_range"]) > 0 and min(values["voxel_mm"]) > 0 and min(values["drfs"]) >= 1):
         raise DataError("unreasonable ranges")
+    method, scaling = _method(values["method"]), Scaling(**values["scaling"])
+    if isinstance(method, Diffusion) and method.anchors is not None:
+        reference = "full" if values["target"] == "full" else "noise-free"
+        if method.anchors.digest != digest_of(method.schedule, scaling, method.colored, reference):
+            raise DataError("anchors of another calibration")
     return ModelCard(**{
-        **_tuples(values), "method": _method(values["method"]), "shape": shape, "scaling": Scaling(**values["scaling"]),
+        **_tuples(values), "method": method, "shape": shape, "scaling": scaling,
     })  # fmt: skip
 
 

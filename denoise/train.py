@@ -24,7 +24,7 @@ from data_recipes.errors import DataError, UsageError
 from denoise.data import Batch, Condition, Ladder, Patches, Target, read_split
 from denoise.diffusion.method import TIME_FEATURES, Diffusion, DiffusionName
 from denoise.diffusion.noise import seed_of
-from denoise.diffusion.settings import DiffusionSettings, made, usual_doses
+from denoise.diffusion.settings import DiffusionSettings, made, with_usual_doses
 from denoise.live import LiveLadder, with_live
 from denoise.loader import batches
 from denoise.methods import Loss, Method, MethodName, Samples, Variant
@@ -257,13 +257,12 @@ def train(
 
 
 def with_doses(data: Path, settings: TrainSettings) -> TrainSettings:
-    """Settings with the inputs' doses where none are named: all below full dose; of "map-diff" those above anchors."""
-    own, generative = tuple(read_index(data)["subjects"][0]["drf"]), settings.diffusion
-    if generative is None:
+    """Settings with the inputs' doses where none are named: all below full dose; of "map-diff" one."""
+    own = tuple(read_index(data)["subjects"][0]["drf"])
+    if settings.diffusion is None:
         return replace(settings, drf=settings.drf or tuple(d for d in own if d > 1))
-    inputs, anchors = usual_doses(generative, own)
-    generative = replace(generative, anchor_drfs=anchors if generative.anchors is None else ())
-    return replace(settings, drf=settings.drf or inputs, diffusion=generative)
+    inputs, generative = with_usual_doses(settings.diffusion, own, settings.drf)
+    return replace(settings, drf=inputs, diffusion=generative)
 
 
 def _train_one(

@@ -52,17 +52,17 @@ class ColoredNoise:
         white, low : Tensor
             (n, 1, x, y, z): noise, and low-dose images in network numbers.
         """
-        shape = white.shape[2:]
+        shape, over = white.shape[2:], (-3, -2, -1)
         places = [torch.arange(-LAG, LAG + 1, device=white.device) % n for n in shape]
         x, y, z = (p.flatten() for p in torch.meshgrid(*places, indexing="ij"))
         # Round the corner: what noise is like at one side of a volume it may be like at the other.
         kernel = torch.zeros(shape, device=white.device)
         kernel.index_put_((x, y, z), torch.tensor(self.kernel, device=white.device), accumulate=True)
-        over = (-3, -2, -1)
-        correlated = torch.fft.irfftn(
-            torch.fft.rfftn(white, dim=over) * torch.fft.rfftn(kernel, dim=over), s=shape, dim=over
-        )
-        return correlated * (_smooth(low) / self.mean).clamp(min=LEAST_GUIDE) ** self.power
+        # What a network may be trained in, bf16, is too coarse for noise.
+        with torch.autocast(white.device.type, enabled=False):
+            spectrum = torch.fft.rfftn(white, dim=over) * torch.fft.rfftn(kernel, dim=over)
+            correlated = torch.fft.irfftn(spectrum, s=shape, dim=over)
+            return correlated * (_smooth(low) / self.mean).clamp(min=LEAST_GUIDE) ** self.power
 
 
 def _smooth(images: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Settings of generative methods, and the method that they and the training data make."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -81,22 +81,41 @@ def usual_settings(name: DiffusionName, given: dict[str, Any]) -> DiffusionSetti
     return DiffusionSettings(name, **{**usual, **{k: v for k, v in given.items() if v is not None}})
 
 
-def usual_doses(settings: DiffusionSettings, drfs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Inputs and anchors for a dataset's doses, where they are not named: DRF 20, with 2, 4 and 10, if it has them.
+def with_usual_doses(
+    settings: DiffusionSettings, own: Sequence[float], inputs: tuple[float, ...]
+) -> tuple[tuple[float, ...], DiffusionSettings]:
+    """Doses of the inputs, and settings with those of the anchors, where they are not named.
 
-    Otherwise "map-diff" takes the highest dose reduction as input, and all between as anchors; other methods take all doses.
+    "map-diff" takes DRF 20 as input, or the highest of a dataset without it; anchors are those of the file that lie below,
+    else 2, 4 and 10, else all of the dataset's between. Other methods take all doses.
+
+    Parameters
+    ----------
+    settings : DiffusionSettings
+    own : sequence of float
+        Doses of the dataset.
+    inputs : tuple of float
+        What was asked for; empty: nothing.
     """
-    lower = tuple(sorted(d for d in drfs if d > 1))
+    lower = tuple(sorted(d for d in own if d > 1))
     if settings.name != "map-diff":
-        return lower, ()
-    anchors = settings.anchor_drfs if settings.anchors is None else settings.anchors.drfs
-    if not anchors:
-        usual = USUAL_INPUT in lower and set(USUAL_ANCHORS) <= set(lower)
-        anchors = USUAL_ANCHORS if usual else lower[:-1]
-    if not anchors:
-        raise UsageError("--drf: map-diff needs a dose between full dose and input; make a dataset with --drf-set map-diff")
-    above = tuple(d for d in lower if d > max(anchors))
-    return (USUAL_INPUT,) if USUAL_INPUT in above else above, anchors
+        return inputs or lower, settings
+    inputs = inputs or ((USUAL_INPUT,) if USUAL_INPUT in lower else lower[-1:])
+    least = min(inputs, default=0.0)
+    if settings.anchors is not None:
+        kept = [(d, t) for d, t in zip(settings.anchors.drfs, settings.anchors.times, strict=True) if d < least]
+        if kept:
+            drfs, times = zip(*kept, strict=True)
+            return inputs, replace(settings, anchors=Anchors(drfs, times, settings.anchors.digest), anchor_drfs=())
+    between = (
+        USUAL_ANCHORS if set(USUAL_ANCHORS) <= {d for d in lower if d < least} else tuple(d for d in lower if d < least)
+    )
+    anchors = settings.anchor_drfs or between
+    if settings.anchors is not None or not anchors:
+        raise UsageError(
+            "--drf: map-diff needs anchors at doses between full dose and input; make a dataset with --drf-set map-diff"
+        )
+    return inputs, replace(settings, anchor_drfs=anchors)
 
 
 def made(

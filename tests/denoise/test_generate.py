@@ -13,7 +13,8 @@ from denoise.cli import main
 from denoise.denoiser import Denoiser
 from denoise.diffusion.calibration import read_calibration
 from denoise.diffusion.consistency import em_step
-from denoise.diffusion.settings import usual_settings
+from denoise.diffusion.method import Anchors
+from denoise.diffusion.settings import usual_settings, with_usual_doses
 from denoise.evaluate import evaluate
 from denoise.generate import Sampling
 from denoise.model_file import read_card, save_model
@@ -195,9 +196,19 @@ def test_ladder_and_other_predictions_train(dataset, tmp_path):
 
 
 def test_usual_doses(dataset):
-    """Map-diff takes the highest dose as input and those below as anchors, where a dataset has no DRF 20 with 2, 4, 10."""
-    found = with_doses(dataset, TrainSettings(method="map-diff", diffusion=usual_settings("map-diff", {})))
-    assert found.drf == (20.0,) and found.diffusion.anchor_drfs == (4.0,)
+    """Map-diff: DRF 20 with 2, 4 and 10, else the highest dose reduction with all between; of a file what lies below."""
+
+    def doses(own, inputs=(), **given):
+        inputs, found = with_usual_doses(usual_settings("map-diff", given), own, inputs)
+        return inputs, found.anchor_drfs if found.anchors is None else found.anchors.drfs
+
+    assert doses((1.0, 2.0, 4.0, 10.0, 20.0, 50.0)) == ((20.0,), (2.0, 4.0, 10.0))
+    assert doses((1.0, 4.0, 50.0, 100.0)) == ((100.0,), (4.0, 50.0))
+    assert doses((1.0, 2.0, 4.0, 20.0), (4.0,)) == ((4.0,), (2.0,))
+    assert doses((1.0, 4.0, 20.0), anchors=Anchors((4.0, 20.0), (5.0, 9.0), "x")) == ((20.0,), (4.0,))
+    for given in ({}, {"anchors": Anchors((20.0, 50.0), (5.0, 9.0), "x")}):
+        with pytest.raises(UsageError, match="--drf-set map-diff"):
+            doses((1.0, 20.0), **given)
     found = with_doses(dataset, TrainSettings(method="ddpm", diffusion=usual_settings("ddpm", {})))
     assert found.drf == (4.0, 20.0)
 
