@@ -39,8 +39,8 @@ Dimensions = Literal["3", "2.5", "2"]
 VALIDATION_PATCHES = 24
 """Patches a dose on which the error is watched."""
 
-ERROR_BATCHES = 2
-"""Batches on which the errors of a generative model's estimates are measured at each time."""
+ERROR_BATCHES = 1
+"""Validation batches on which the errors of a generative model's estimates are measured at each time."""
 
 Progress = Callable[[int, float], None]
 """Told (steps done, latest error)."""
