@@ -26,18 +26,17 @@ from denoise.metrics import (
     psnr_db,
     ssim,
 )
-from denoise.noise_level import body_mask
 from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
-from denoise.texture import (
+from petsim.cache.store import SubjectFile, read_index
+from petsim.noise import body_mask, coefficient_of_variation, liver_sphere
+from petsim.noise_spectrum import (
     NoisePowerSpectrum,
     mean_frequency,
     mean_spectrum,
     noise_power_spectrum,
     residual_autocorrelation,
 )
-from petsim.cache.store import SubjectFile, read_index
-from petsim.noise import coefficient_of_variation, liver_sphere
 
 PEAK_SUV = 20.0
 """Peak of the PSNR with a fixed range."""

@@ -4,10 +4,36 @@ import numpy as np
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 
 SPHERE_MM = 30.0
 """Diameter of the sphere in which the coefficient of variation is measured, the usual clinical liver sphere."""
+
+
+def body_mask(image: np.ndarray) -> np.ndarray:
+    """Voxels of the body: where the image, averaged over 5 x 5 x 5 voxels, exceeds a fifth of its mean above zero.
+
+    Parameters
+    ----------
+    image : ndarray
+        (x, y, z).
+
+    Returns
+    -------
+    ndarray
+        bool.
+
+    Raises
+    ------
+    DataError
+        Nothing is positive.
+    """
+    smooth = ndimage.uniform_filter(np.asarray(image, np.float32), 5)
+    positive = smooth[smooth > 0]
+    if not positive.size:
+        raise DataError("the volume holds nothing above zero; give a PET volume")
+    return smooth > 0.2 * positive.mean(dtype=np.float64)
 
 
 def sphere(grid: Grid, diameter_mm: float = SPHERE_MM) -> np.ndarray:
