@@ -1,6 +1,5 @@
 """Figures of merit of trained runs and of simple filters on a dataset's subjects."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -258,8 +257,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     ladder = read_ladder(path)
     with SubjectFile(path) as f:
         labels = f.array("truth/labels")
-        text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
-    names = {int(label): name for label, name in json.loads(text).items()}
+        names = f.label_names
     clean = ladder.reference()
     body = body_mask(clean)
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
