@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from data_recipes.writers.like import read_volume, to_canonical
 from petsim.cache.store import SubjectFile, make_folder, whole_or_nothing
 from petsim.dose_pairs import Labels
-from petsim.noise import body_mask, sphere, uniform_sphere
+from petsim.noise import SPHERE_MM, body_mask, noise_region, sphere
 from petsim.noise_covariance import FrequencyBins, lag_products, spectrum_of
 from petsim.noise_regions import Piece, Regions, organ_regions, pieces, place_regions
 
@@ -79,8 +80,9 @@ def read_image(path: Path, drf: float) -> Image:
 def compare(real: Image, simulated: Image) -> dict[str, Any]:
     """Figures of both images, JSON types; values are relative to each body's mean, so that units do not matter.
 
-    Noise by region is the spread of voxels in cubes of a region, anatomy included. Regions are organs where one of the
-    images has labels and both are on one grid, else places in the body.
+    Noise by region is the spread of voxels in cubes of a region, anatomy included. Regions are organs without their
+    borders where one of the images has labels and both are on one grid, else places in the body. The spectrum is that of
+    a sphere, in the liver where that is labeled.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ def compare(real: Image, simulated: Image) -> dict[str, Any]:
         "regions": regions,
         **{
             key: {name: m[key] for name, m in measured.items()}
-            for key in ("uniform_sphere", "noise_power_spectrum", "axial_profile", "transaxial_profile")
+            for key in ("sphere", "noise_power_spectrum", "axial_profile", "transaxial_profile")
         },
         "histogram": {
             "edges_over_body_mean": HISTOGRAM_EDGES.tolist(),
@@ -121,15 +123,25 @@ def _measure(image: Image, labels: Labels | None) -> dict[str, Any]:
     body = body_mask(image.values)
     mean = float(image.values[body].mean(dtype=np.float64))
     values = image.values / np.float32(mean)
-    places = organ_regions(labels.values, labels.names) if labels is not None else place_regions(values, image.spacing_mm)
+    if labels is None:
+        places = place_regions(values, image.spacing_mm)
+    else:
+        places = _without_borders(organ_regions(labels.values, labels.names))
     inside = np.histogram(values[body], HISTOGRAM_EDGES)[0] / np.count_nonzero(body)
     return {
         "regions": _by_region(values, places, list(pieces(places, image.spacing_mm))),
         "histogram": inside.tolist(),
         "axial_profile": _axial_profile(values, body, image.spacing_mm),
         "transaxial_profile": _transaxial_profile(values, body, image.spacing_mm),
-        **_uniform(values, image.spacing_mm),
+        **_in_sphere(values, labels, image.spacing_mm),
     }
+
+
+def _without_borders(regions: Regions) -> Regions:
+    """Without the outermost voxels of organs, which share the activity of their neighbors."""
+    index = regions.index
+    inner = ndimage.maximum_filter(index, 3) == ndimage.minimum_filter(index, 3)
+    return Regions(regions.names, np.where(inner, index, -1).astype(np.int16))
 
 
 def _by_region(values: np.ndarray, regions: Regions, cut: list[Piece]) -> dict[str, dict[str, float]]:
@@ -148,13 +160,13 @@ def _by_region(values: np.ndarray, regions: Regions, cut: list[Piece]) -> dict[s
     return found
 
 
-def _uniform(values: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, Any]:
-    """Noise where the image is most uniform, less its linear trend; null where no sphere is."""
+def _in_sphere(values: np.ndarray, labels: Labels | None, spacing_mm: tuple[float, float, float]) -> dict[str, Any]:
+    """Noise in the liver, or where the image is most uniform, less its linear trend; null where no sphere is."""
     x, y, z = values.shape
     grid = Grid((x, y, z), spacing_mm, (0.0, 0.0, 0.0))
-    box = uniform_sphere(values, grid)
+    box, where = noise_region(values, *((None, {}) if labels is None else (labels.values, labels.names)), grid)
     if box is None:
-        return {"uniform_sphere": None, "noise_power_spectrum": None}
+        return {"sphere": None, "noise_power_spectrum": None}
     mask = sphere(grid)
     inside = values[box][mask].astype(np.float64)
     trend = np.stack([np.ones(inside.size), *np.nonzero(mask)], axis=1)
@@ -174,7 +186,8 @@ def _uniform(values: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict
         "mean_transaxial_frequency_per_mm": float(weights @ bins.transaxial_per_mm / max(weights.sum(), 1e-30)),
     }  # fmt: skip
     return {
-        "uniform_sphere": {
+        "sphere": {
+            "place": where,
             "mean_over_body": float(inside.mean()), "cov_percent": float(100 * inside.std(ddof=1) / inside.mean()),
         },
         "noise_power_spectrum": spectrum if residual.any() else None,
@@ -216,9 +229,9 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['real']} against simulation, by {result['regions_are']}; COV with anatomy, %; means over the body's",
              f"{'':52s} {'COV real':>9s} {'sim.':>7s} {'mean real':>10s} {'sim.':>6s}"]  # fmt: skip
     rows = [(r["region"], r["real"], r["simulated"]) for r in result["regions"]]
-    sphere = result["uniform_sphere"]
-    if sphere["real"] is not None and sphere["simulated"] is not None:
-        rows.append(("most uniform 30 mm sphere", sphere["real"], sphere["simulated"]))
+    found = result["sphere"]
+    if found["real"] is not None and found["simulated"] is not None:
+        rows.append((f"{SPHERE_MM:g} mm sphere", found["real"], found["simulated"]))
     lines += [
         f"{name:52s} {a['cov_percent']:9.2f} {b['cov_percent']:7.2f} {a['mean_over_body']:10.3f} {b['mean_over_body']:6.3f}"
         for name, a, b in rows

@@ -69,6 +69,18 @@ def uniform_sphere(image: np.ndarray, grid: Grid) -> tuple[slice, slice, slice] 
     return _box(np.unravel_index(int(np.argmin(cov)), grid.shape), grid)
 
 
+def noise_region(
+    image: np.ndarray, labels: np.ndarray | None, names: dict[int, str], grid: Grid
+) -> tuple[tuple[slice, slice, slice] | None, str]:
+    """Where noise is measured, and how that place was found."""
+    liver = next((k for k, v in names.items() if v == "liver"), None)
+    if labels is not None and liver is not None:
+        box = liver_sphere(labels, liver, grid)
+        if box is not None:
+            return box, "30 mm sphere deepest in the labeled liver"
+    return uniform_sphere(image, grid), "most uniform 30 mm sphere of above-average uptake (liver not labeled)"
+
+
 def _box(center: tuple, grid: Grid) -> tuple[slice, slice, slice] | None:
     shape = sphere(grid).shape
     box = tuple(slice(int(c) - n // 2, int(c) + n // 2 + 1) for c, n in zip(center, shape, strict=True))
