@@ -17,6 +17,9 @@ GROUPS = 16
 SLICE_LAGS = (1, 2)
 """Slices apart at which the correlation of noise is followed along the axis."""
 
+AGREE = 0.05
+"""Doses whose noise, by the DRFs of their names, differs by less than this part are taken at their word."""
+
 _COLD = 0.2
 """Pieces with less than this part of the body's mean activity are left out."""
 
@@ -60,7 +63,8 @@ class DifferenceNoise:
     pairs : ndarray
         float64 (group, region, lag x, y, z): pairs of voxels.
     products : ndarray
-        float64 (dose, group, region, lag x, y, z): sums over these of products, in the unit of `piece_variance`.
+        float64 (group, region, lag x, y, z): sums over these of products, in the unit of `piece_variance`, mean of the
+        `trusted` doses.
     axial : AxialNoise
     """
 
@@ -82,6 +86,37 @@ def variance_factor(drf: float, nested: bool) -> float:
     independent scans it is (D + 1) s^2.
     """
     return drf - 1 if nested else drf + 1
+
+
+def dose_levels(variance: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Noise of each dose over the mean of the doses: 1 for all where their DRFs are what their names say.
+
+    Every part of the body gives a ratio of variances, in which anatomy, uptake and position cancel.
+
+    Parameters
+    ----------
+    variance : ndarray
+        float64 (piece, dose), as in `DifferenceNoise`.
+    voxels : ndarray
+        int (piece,): weights.
+
+    Returns
+    -------
+    ndarray
+        float64 (dose,).
+    """
+    mean = variance.mean(axis=1, keepdims=True)
+    used = mean[:, 0] > 0
+    return voxels[used] @ (variance[used] / mean[used]) / voxels[used].sum()
+
+
+def trusted(levels: np.ndarray) -> np.ndarray:
+    """bool (dose,): doses whose level is within 5 % of the median, of three or more; of fewer all.
+
+    Of three doses, one with a wrong name is found; of two, either may be wrong; one alone says nothing.
+    """
+    near = np.abs(levels / np.median(levels) - 1) < AGREE
+    return near if levels.size > 2 and near.any() else np.ones(levels.size, bool)
 
 
 def reach_of(spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -145,8 +180,10 @@ def measure(subject: DoseImages, organs: bool, nested: bool, told: Callable[[flo
                 products[d, piece.cube % GROUPS, piece.region] += lag_products(values, reach)
             axial.add(noise)
             told((realization * len(subject.drfs) + d + 1) / steps)
+    voxels = np.array([np.count_nonzero(p.mask) for p in cut])
+    products = products[trusted(dose_levels(variance, voxels))].mean(axis=0)
     return DifferenceNoise(
-        subject.name, subject.drfs, ratios, regions.names, np.array([np.count_nonzero(p.mask) for p in cut]),
+        subject.name, subject.drfs, ratios, regions.names, voxels,
         variance, pairs, products, axial.result(full, len(subject.drfs)),
     )  # fmt: skip
 

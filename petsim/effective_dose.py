@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from petsim.difference_noise import DifferenceNoise, variance_factor
+from petsim.difference_noise import AGREE, DifferenceNoise, dose_levels, trusted, variance_factor
 
 DRAWS = 400
 """Draws of a bootstrap."""
-
-_AGREE = 0.05
-"""Doses whose noise, by the DRFs of their names, differs by less than this part are taken at their word."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +35,7 @@ class EffectiveDRF:
     def contradicts(self) -> bool:
         """The named DRF lies outside the interval, by more than 5 % of itself."""
         low, high = self.interval
-        return not low - _AGREE * self.drf <= self.drf <= high + _AGREE * self.drf
-
-
-def dose_levels(noise: DifferenceNoise, chosen: np.ndarray | None = None) -> np.ndarray:
-    """Noise of each dose over the mean of the doses: 1 for all where their DRFs are what their names say.
-
-    Every part of the body gives a ratio of variances, in which anatomy, uptake and position cancel.
-
-    Parameters
-    ----------
-    noise : DifferenceNoise
-    chosen : ndarray, optional
-        int: pieces to be used, repeated ones as often as they stand there.
-
-    Returns
-    -------
-    ndarray
-        float64 (dose,).
-    """
-    pick = slice(None) if chosen is None else chosen
-    variance, voxels = noise.piece_variance[pick], noise.piece_voxels[pick].astype(np.float64)
-    mean = variance.mean(axis=1, keepdims=True)
-    used = mean[:, 0] > 0
-    return voxels[used] @ (variance[used] / mean[used]) / voxels[used].sum()
-
-
-def trusted(levels: np.ndarray) -> np.ndarray:
-    """bool (dose,): doses whose level is within 5 % of the median, of three or more; of fewer all.
-
-    Of three doses, one with a wrong name is found; of two, either may be wrong; one alone says nothing.
-    """
-    near = np.abs(levels / np.median(levels) - 1) < _AGREE
-    return near if levels.size > 2 and near.any() else np.ones(levels.size, bool)
+        return not low - AGREE * self.drf <= self.drf <= high + AGREE * self.drf
 
 
 def effective_drfs(subjects: Sequence[DifferenceNoise], nested: bool, seed: int) -> list[EffectiveDRF]:
@@ -94,12 +59,14 @@ def effective_drfs(subjects: Sequence[DifferenceNoise], nested: bool, seed: int)
     for noise in subjects:
         if len(noise.drfs) < 2:
             continue
-        size = noise.piece_voxels.size
-        levels = dose_levels(noise)
+        levels, size = dose_levels(noise.piece_variance, noise.piece_voxels), noise.piece_voxels.size
         words = trusted(levels)
         central = _drfs(noise, _over_others(levels, words), nested)
-        picks = rng.integers(size, size=(DRAWS, size))
-        drawn = np.array([_drfs(noise, _over_others(dose_levels(noise, p), words), nested) for p in picks])
+        drawn = np.empty((DRAWS, len(noise.drfs)))
+        for n in range(DRAWS):
+            pick = rng.integers(size, size=size)
+            again = dose_levels(noise.piece_variance[pick], noise.piece_voxels[pick])
+            drawn[n] = _drfs(noise, _over_others(again, words), nested)
         for k, drf in enumerate(noise.drfs):
             found.append(EffectiveDRF((noise.name,), drf, float(central[k]), interval(drawn[:, k])))
             estimates[drf].append(central[k])

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_recipes.errors import DataError
 from petsim.difference_noise import DifferenceNoise
-from petsim.effective_dose import DRAWS, dose_levels, trusted
+from petsim.effective_dose import DRAWS
 from petsim.noise_covariance import FrequencyBins, spectrum_of
 from petsim.noise_regions import CUBE_MM
 
@@ -101,9 +101,7 @@ class Fit:
 
 
 def pool(subjects: Sequence[DifferenceNoise], spacing_mm: tuple[float, float, float]) -> Noise:
-    """Noise of the full dose, from all doses of all subjects.
-
-    A dose whose name is contradicted by the others is left out.
+    """Noise of the full dose of all subjects.
 
     Parameters
     ----------
@@ -117,11 +115,9 @@ def pool(subjects: Sequence[DifferenceNoise], spacing_mm: tuple[float, float, fl
     pairs, products = (np.zeros((len(subjects), shape[0], len(regions), *shape[2:])) for _ in range(2))
     volume = np.zeros(len(regions))
     for n, s in enumerate(subjects):
-        words = trusted(dose_levels(s))
-        mean = s.products[words].mean(axis=0)
         for k, name in enumerate(s.regions):
             r = regions.index(name)
-            pairs[n, :, r], products[n, :, r] = s.pairs[:, k], mean[:, k]
+            pairs[n, :, r], products[n, :, r] = s.pairs[:, k], s.products[:, k]
             volume[r] += s.pairs[:, k, 0, 0, 0].sum() * math.prod(spacing_mm)
     unit = np.repeat(np.arange(len(subjects)), shape[0])
     pairs, products = (a.reshape(-1, *a.shape[2:]) for a in (pairs, products))

@@ -147,6 +147,10 @@ def test_a_simulation_that_is_too_smooth():
     assert found.fit.values[0] == pytest.approx(1, rel=0.05)
     assert signed_root(found.fit.values[1]) == pytest.approx(-3, abs=0.3)
     assert abs(found.fit.values[2]) < 1.5
+    matched = found.fit.matched(found.simulated_spectra, found.bins)
+    sums = [np.tensordot(found.shares, s, 1)[found.used] for s in (found.real_spectra, found.simulated_spectra, matched)]
+    before, after = (np.median(np.abs(s / sums[0] - 1)) for s in sums[1:])
+    assert after < 0.1 < before
 
 
 def test_another_scale_of_the_low_doses_changes_nothing():
