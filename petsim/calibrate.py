@@ -12,7 +12,7 @@ import numpy as np
 from petsim.bed_pattern import bed_period_mm
 from petsim.cache.store import make_folder, whole_or_nothing
 from petsim.difference_noise import SLICE_LAGS, DifferenceNoise, measure, variance_factor
-from petsim.dose_pairs import Collection, open_collection
+from petsim.dose_pairs import Collection, DoseImages, open_collection
 from petsim.effective_dose import EffectiveDRF, effective_drfs, interval
 from petsim.noise_fit import PARAMETERS, Match, match, pool
 
@@ -78,7 +78,7 @@ def calibrate(
     seed : int
         Of the bootstrap.
     told : callable
-        Is told (subject, what is being done, fraction done).
+        Is told (subject, what is being done, what part of all work of this subject is done).
 
     Raises
     ------
@@ -90,11 +90,14 @@ def calibrate(
     both = [*scans.subjects, *(copies.subjects if copies else ())]
     organs = all(s.labels is not None for s in both)
 
-    def noise_of(collection: Collection, nested: bool) -> tuple[DifferenceNoise, ...]:
-        return tuple(measure(s, organs, nested, lambda f, s=s: told(s.name, "noise", f)) for s in collection.subjects)
+    def noise_of(collection: Collection, side: str, nested: bool) -> tuple[DifferenceNoise, ...]:
+        def one(subject: DoseImages) -> DifferenceNoise:
+            return measure(subject, organs, nested, lambda f: told(f"{side} {subject.name}", "noise", f / len(both)))
 
-    real_noise = noise_of(scans, nested)
-    simulated_noise = () if copies is None else noise_of(copies, True)
+        return tuple(one(subject) for subject in collection.subjects)
+
+    real_noise = noise_of(scans, "real", nested)
+    simulated_noise = () if copies is None else noise_of(copies, "simulated", True)
     fitted = None
     if copies is not None:
         fitted = match(pool(real_noise, scans.spacing_mm), pool(simulated_noise, copies.spacing_mm), seed)
@@ -294,7 +297,8 @@ def warnings_of(c: Calibration) -> list[str]:
 
 def table(c: Calibration, result: dict[str, Any]) -> str:
     """The figures to be read in a terminal."""
-    lines = [f"{c.origin}: {len(c.real_noise)} subjects, DRF {' '.join(f'{d:g}' for d in c.real.drfs)}"]
+    many = "s" if len(c.real_noise) > 1 else ""
+    lines = [f"{c.origin}: {len(c.real_noise)} subject{many}, DRF {' '.join(f'{d:g}' for d in c.real.drfs)}"]
     if "fit" in result:
         labels = {"count_factor": "real / simulated counts", "extra_fwhm_transaxial_mm": "extra filter transaxially, mm",
                   "extra_fwhm_axial_mm": "extra filter axially, mm"}  # fmt: skip

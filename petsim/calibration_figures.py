@@ -30,7 +30,7 @@ def calibration_figure(result: dict[str, Any]) -> "Figure":
 
     fitted = "fit" in result
     figure = Figure(figsize=(13, 8.6 if fitted else 4.4), facecolor="white", layout="constrained")
-    figure.suptitle(f"Calibration on {_title(result)}", fontsize=11, color=_INK)
+    figure.suptitle(f"Calibration: {_title(result)}", fontsize=11, color=_INK)
     rows: Any = figure.subfigures(2 if fitted else 1, 1, squeeze=False)[:, 0]
     if fitted:
         regions, transaxial, axial = rows[0].subplots(1, 3)

@@ -70,7 +70,7 @@ class Collection:
     mode : str
         Dose mode of a dataset, "" else.
     full_prompts, duration_s, filter_mm : float or None
-        Of a dataset, as far as its subjects agree: mean expected prompts at full dose, scan duration, FWHM of the
+        Of a dataset, as far as its subjects agree: mean prompts at full dose, scan duration, FWHM of the
         post-filter.
     """
 

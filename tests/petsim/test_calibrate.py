@@ -240,7 +240,7 @@ def test_command_says_that_pairs_are_simulated(tmp_path, petsim):
     folder = write_dataset(tmp_path / "sim", [record(SIMULATED, (4.0, 20.0), 0, "phantom-0", mode="dose")])
     status, out, _ = petsim("calibrate", "--real", folder, "--sim", folder, "--out", tmp_path / "out")
     assert status == 0
-    assert out.startswith("simulated pairs: 1 subjects") and "filter: fits" in out and "count level: fits" in out
+    assert out.startswith("simulated pairs: 1 subject,") and "filter: fits" in out and "count level: fits" in out
     assert "--mode dose" in out
     status, out, _ = petsim("calibrate", "--real", folder, "--out", tmp_path / "alone", "--json")
     assert status == 0 and "fit" not in json.loads(out.splitlines()[-1])
