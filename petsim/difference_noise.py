@@ -63,8 +63,10 @@ class DifferenceNoise:
     pairs : ndarray
         float64 (group, region, lag x, y, z): pairs of voxels.
     products : ndarray
-        float64 (group, region, lag x, y, z): sums over these of products, in the unit of `piece_variance`, mean of the
-        `trusted` doses.
+        float64 (group, region, lag x, y, z): sums over these of products of the noise over its standard deviation in the
+        piece, mean of the `trusted` doses. So each piece counts by its size, not by how noisy it is.
+    logs : ndarray
+        float64 (group, region): sums over voxels of the logarithm of their piece's variance, mean of the `trusted` doses.
     axial : AxialNoise
     """
 
@@ -76,6 +78,7 @@ class DifferenceNoise:
     piece_variance: np.ndarray
     pairs: np.ndarray
     products: np.ndarray
+    logs: np.ndarray
     axial: AxialNoise
 
 
@@ -154,12 +157,10 @@ def measure(subject: DoseImages, organs: bool, nested: bool, told: Callable[[flo
     cut, means = _warm(list(pieces(regions, subject.spacing_mm)), full)
     reach = reach_of(subject.spacing_mm)
     sums = (GROUPS, len(regions.names), *(r + 1 for r in reach))
-    pairs, products = np.zeros(sums), np.zeros((len(subject.drfs), *sums))
+    products = np.zeros((len(subject.drfs), *sums))
     variance, ratios = np.zeros((len(cut), len(subject.drfs))), np.zeros(len(subject.drfs))
     inside = regions.index >= 0
     axial = _AxialSums(inside)
-    for piece in cut:
-        pairs[piece.cube % GROUPS, piece.region] += lag_products(piece.mask, reach)
     steps = subject.realizations * len(subject.drfs)
     for realization in range(subject.realizations):
         base = full if realization == 0 else subject.image(1.0, realization)[box]
@@ -176,15 +177,22 @@ def measure(subject: DoseImages, organs: bool, nested: bool, told: Callable[[flo
             for k, piece in enumerate(cut):
                 values = noise[piece.box].astype(np.float64)
                 values = np.where(piece.mask, values - values[piece.mask].mean(), 0) / means[k]
-                variance[k, d] += (values**2).sum() / (np.count_nonzero(piece.mask) - 1)
-                products[d, piece.cube % GROUPS, piece.region] += lag_products(values, reach)
+                square = float((values**2).sum()) / (np.count_nonzero(piece.mask) - 1)
+                variance[k, d] += square
+                if square > 0:
+                    products[d, piece.cube % GROUPS, piece.region] += lag_products(values, reach) / square
             axial.add(noise)
             told((realization * len(subject.drfs) + d + 1) / steps)
     voxels = np.array([np.count_nonzero(p.mask) for p in cut])
-    products = products[trusted(dose_levels(variance, voxels))].mean(axis=0)
+    words = trusted(dose_levels(variance, voxels))
+    pairs, logs = np.zeros(sums), np.zeros(sums[:2])
+    for piece, square in zip(cut, variance[:, words].mean(axis=1), strict=True):
+        if square > 0:
+            pairs[piece.cube % GROUPS, piece.region] += lag_products(piece.mask, reach)
+            logs[piece.cube % GROUPS, piece.region] += math.log(square) * np.count_nonzero(piece.mask)
     return DifferenceNoise(
-        subject.name, subject.drfs, ratios, regions.names, voxels,
-        variance, pairs, products, axial.result(full, len(subject.drfs)),
+        subject.name, subject.drfs, ratios, regions.names, voxels, variance, pairs,
+        products[words].mean(axis=0) / subject.realizations, logs, axial.result(full, len(subject.drfs)),
     )  # fmt: skip
 
 

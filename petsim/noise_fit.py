@@ -32,7 +32,9 @@ class Noise:
     ----------
     regions : tuple of str
     pairs, products : ndarray
-        float64 (unit, region, lag x, y, z): a unit is one of the groups of cubes of a subject.
+        float64 (unit, region, lag x, y, z), as in `DifferenceNoise`: a unit is one of the groups of cubes of a subject.
+    logs : ndarray
+        float64 (unit, region), as there.
     subject : ndarray
         int (unit,).
     volume_mm3 : ndarray
@@ -43,6 +45,7 @@ class Noise:
     regions: tuple[str, ...]
     pairs: np.ndarray
     products: np.ndarray
+    logs: np.ndarray
     subject: np.ndarray
     volume_mm3: np.ndarray
     spacing_mm: tuple[float, float, float]
@@ -51,13 +54,16 @@ class Noise:
         """Noise power spectra of the full dose, float64 (region, rings, axial), in mm^3; `times` each unit was drawn."""
         weights = np.ones(len(self.subject)) if times is None else times
         products, pairs = (np.tensordot(weights, sums, 1) for sums in (self.products, self.pairs))
-        return spectrum_of(products / np.maximum(pairs, 1), self.spacing_mm, bins)
+        shape = spectrum_of(products / np.maximum(pairs, 1), self.spacing_mm, bins)
+        return shape * self._variance(weights)[:, None, None]
 
     @property
     def variance(self) -> np.ndarray:
-        """float64 (region,): squared coefficient of variation of the full dose."""
-        products, pairs = (sums[..., 0, 0, 0].sum(axis=0) for sums in (self.products, self.pairs))
-        return products / np.maximum(pairs, 1)
+        """float64 (region,): squared coefficient of variation of the full dose, geometric mean over the region."""
+        return self._variance(np.ones(len(self.subject)))
+
+    def _variance(self, weights: np.ndarray) -> np.ndarray:
+        return np.exp((weights @ self.logs) / np.maximum(weights @ self.pairs[..., 0, 0, 0], 1))
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """How often each unit comes in a draw of subjects, where there are several, and of the groups within them."""
@@ -113,23 +119,22 @@ def pool(subjects: Sequence[DifferenceNoise], spacing_mm: tuple[float, float, fl
     regions = tuple(dict.fromkeys(name for s in subjects for name in s.regions))
     shape = subjects[0].pairs.shape
     pairs, products = (np.zeros((len(subjects), shape[0], len(regions), *shape[2:])) for _ in range(2))
-    volume = np.zeros(len(regions))
+    logs, volume = np.zeros(pairs.shape[:3]), np.zeros(len(regions))
     for n, s in enumerate(subjects):
         for k, name in enumerate(s.regions):
             r = regions.index(name)
-            pairs[n, :, r], products[n, :, r] = s.pairs[:, k], s.products[:, k]
+            pairs[n, :, r], products[n, :, r], logs[n, :, r] = s.pairs[:, k], s.products[:, k], s.logs[:, k]
             volume[r] += s.pairs[:, k, 0, 0, 0].sum() * math.prod(spacing_mm)
     unit = np.repeat(np.arange(len(subjects)), shape[0])
-    pairs, products = (a.reshape(-1, *a.shape[2:]) for a in (pairs, products))
-    return Noise(regions, pairs, products, unit, volume, spacing_mm)
+    pairs, products, logs = (a.reshape(-1, *a.shape[2:]) for a in (pairs, products, logs))
+    return Noise(regions, pairs, products, logs, unit, volume, spacing_mm)
 
 
 def only(noise: Noise, regions: Sequence[str]) -> Noise:
     """The same of some regions."""
     k = [noise.regions.index(name) for name in regions]
-    return Noise(
-        tuple(regions), noise.pairs[:, k], noise.products[:, k], noise.subject, noise.volume_mm3[k], noise.spacing_mm
-    )
+    pairs, products, logs = (sums[:, k] for sums in (noise.pairs, noise.products, noise.logs))
+    return Noise(tuple(regions), pairs, products, logs, noise.subject, noise.volume_mm3[k], noise.spacing_mm)
 
 
 def common_regions(real: Noise, simulated: Noise) -> tuple[str, ...]:
