@@ -154,7 +154,7 @@ def signed_root(square: float) -> float:
 
 
 def region_rows(m: Match) -> list[dict[str, Any]]:
-    """Noise of the full dose over the mean activity by region, in percent: real, simulated, and simulated after the fit."""
+    """Noise of the full dose over the mean by region, in percent, geometric mean of its parts; matched: after the fit."""
     rows = []
     cells = m.bins.cells_per_mm3
     matched = m.fit.matched(m.simulated_spectra, m.bins)
