@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.subject import Subject
-from petsim.simulation import noise_region
+from petsim.noise import noise_region
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,10 +16,10 @@ from data_recipes.contour import with_mu
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
 from data_recipes.subject import Subject
-from petsim.noise import sphere
+from petsim.noise import noise_region, sphere
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import noise_region, simulate_plan
+from petsim.simulation import simulate_plan
 
 REALIZATIONS = 12
 DRFS = (4.0, 10.0, 20.0, 100.0)

@@ -47,11 +47,12 @@ from denoise.evaluate import PEAK_SUV
 from denoise.generate import Sampling
 from denoise.metrics import nmae, own_range_peak, psnr_db, ssim
 from denoise.model_file import read_card
-from denoise.noise_level import body_mask, noise_level
+from denoise.noise_level import noise_level
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
 from denoise.train import TrainSettings, train
 from petsim.cache.store import sha256_of, whole_or_nothing
 from petsim.memory import keep_freed_memory
+from petsim.noise import body_mask
 
 INPUT, ANCHORS = 20.0, (2.0, 4.0, 10.0)
 ONE = Sampling("ancestral", 25, seed=0)

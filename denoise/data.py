@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from data_recipes.errors import DataError, UsageError
-from denoise.noise_level import NoiseLevel, body_mask, noise_level
+from denoise.noise_level import NoiseLevel, noise_level
 from petsim.cache.mapped import MappedImages
 from petsim.cache.store import SubjectFile, read_index
+from petsim.noise import body_mask
 
 Target = Literal["noise-free", "complement", "full", "independent"]
 Condition = Literal["noise", "nec", "drf"]

@@ -1,6 +1,5 @@
 """Figures of merit of trained runs and of simple filters on a dataset's subjects."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,18 +25,17 @@ from denoise.metrics import (
     psnr_db,
     ssim,
 )
-from denoise.noise_level import body_mask
 from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
-from denoise.texture import (
+from petsim.cache.store import SubjectFile, read_index
+from petsim.noise import body_mask, coefficient_of_variation, liver_sphere
+from petsim.noise_spectrum import (
     NoisePowerSpectrum,
     mean_frequency,
     mean_spectrum,
     noise_power_spectrum,
     residual_autocorrelation,
 )
-from petsim.cache.store import SubjectFile, read_index
-from petsim.noise import coefficient_of_variation, liver_sphere
 
 PEAK_SUV = 20.0
 """Peak of the PSNR with a fixed range."""
@@ -259,8 +257,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     ladder = read_ladder(path)
     with SubjectFile(path) as f:
         labels = f.array("truth/labels")
-        text = "{}" if labels is None else str(f.dataset("truth/labels").attrs["names"])
-    names = {int(label): name for label, name in json.loads(text).items()}
+        names = f.label_names
     clean = ladder.reference()
     body = body_mask(clean)
     lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)

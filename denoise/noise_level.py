@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from data_recipes.errors import DataError
+from petsim.noise import body_mask
 
 BLOCK = 8
 """Edge, in voxels, of the cubes in which noise is measured."""
@@ -33,31 +33,6 @@ class NoiseLevel:
     def relative(self) -> float:
         """Standard deviation over mean: what networks are conditioned on, through its logarithm."""
         return self.sd / self.mean
-
-
-def body_mask(image: np.ndarray) -> np.ndarray:
-    """Voxels of the body: where the image, averaged over 5 x 5 x 5 voxels, exceeds a fifth of its mean above zero.
-
-    Parameters
-    ----------
-    image : ndarray
-        (x, y, z).
-
-    Returns
-    -------
-    ndarray
-        bool.
-
-    Raises
-    ------
-    DataError
-        Nothing is positive.
-    """
-    smooth = ndimage.uniform_filter(np.asarray(image, np.float32), 5)
-    positive = smooth[smooth > 0]
-    if not positive.size:
-        raise DataError("the volume holds nothing above zero; give a PET volume")
-    return smooth > 0.2 * positive.mean(dtype=np.float64)
 
 
 def noise_level(image: np.ndarray, body_of: np.ndarray | None = None) -> NoiseLevel:

@@ -278,6 +278,44 @@ class Nema:
     """Last line on standard output is one JSON object."""
 
 
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit a simulation's count level and filter to real scans at several doses, by the noise of low minus full dose images;
+    tell the effective DRF of real low-dose scans."""
+
+    real: str
+    """Folder with the same subjects at several doses (images named "Full_dose" and "1-20 dose", or "drf1" and "drf20"), or
+    a dataset of make-dataset, whose figures are then marked as simulated pairs."""
+    sim: str | None = None
+    """Dataset of make-dataset to be fitted, of the same or other bodies and doses. None: real scans are measured only."""
+    out: str = "calibration"
+    """Folder for calibration.json and calibration.png."""
+    independent: bool = False
+    """Real low doses are scans of their own, no parts of the full dose."""
+    source_units: Literal["bqml", "suv"] | None = None
+    """Units of NIfTI images that do not say."""
+    seed: int = 0
+    """Seed of the bootstrap that gives intervals."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare a real and a simulated image: noise by region, noise power spectrum, histogram, profiles."""
+
+    real: Positional[str]
+    """NIfTI file, PET DICOM folder, or a subject's file of a dataset (HDF5)."""
+    sim: Positional[str]
+    """The same; it may have other voxels."""
+    drf: float = 1.0
+    """Dose that is taken from a subject's file."""
+    out: str = "comparison"
+    """Folder for comparison.json and comparison.png."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
 Command = Annotated[
     Annotated[MakeDataset, subcommand("make-dataset")]
     | Annotated[ServeCache, subcommand("serve-cache")]
@@ -287,7 +325,9 @@ Command = Annotated[
     | Annotated[Thin, subcommand("thin")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Scanners, subcommand("scanners")]
-    | Annotated[Nema, subcommand("nema")],
+    | Annotated[Nema, subcommand("nema")]
+    | Annotated[Calibrate, subcommand("calibrate")]
+    | Annotated[Compare, subcommand("compare")],
     FlagCreatePairsOff,
     OmitArgPrefixes,
     arg(name=""),
@@ -322,6 +362,10 @@ def _run(command: Any) -> dict[str, Any]:
         return _export(command)
     if isinstance(command, Nema):
         return _nema(command)
+    if isinstance(command, Calibrate):
+        return _calibrate(command)
+    if isinstance(command, Compare):
+        return _compare(command)
     if isinstance(command, Thin):
         return _thin(command)
     if isinstance(command, Convert):
@@ -526,6 +570,37 @@ def _nema(command: Nema) -> dict[str, Any]:
     print(f"{scanner.name}: {scanner.title}")
     print(table(figures))
     return as_json(scanner, figures)
+
+
+def _calibrate(command: Calibrate) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.calibrate import calibrate, result_of, table, write_calibration
+    from petsim.progress import progress_bar
+
+    simulated = None if command.sim is None else Path(command.sim)
+    with progress_bar(1) as report:
+        found = calibrate(
+            Path(command.real), simulated, not command.independent, command.source_units, command.seed, report
+        )  # fmt: skip
+    result = result_of(found)
+    files = write_calibration(found, result, Path(command.out))
+    print(table(found, result))
+    print(f"{' and '.join(files)} in {command.out}")
+    return result
+
+
+def _compare(command: Compare) -> dict[str, Any]:
+    from pathlib import Path
+
+    from petsim.compare import compare, read_image, table, write_comparison
+
+    real, simulated = (read_image(Path(path), command.drf) for path in (command.real, command.sim))
+    result = compare(real, simulated)
+    files = write_comparison(result, Path(command.out))
+    print(table(result))
+    print(f"{' and '.join(files)} in {command.out}")
+    return result
 
 
 def _thin(command: Thin) -> dict[str, Any]:

@@ -4,10 +4,36 @@ import numpy as np
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 
 SPHERE_MM = 30.0
 """Diameter of the sphere in which the coefficient of variation is measured, the usual clinical liver sphere."""
+
+
+def body_mask(image: np.ndarray) -> np.ndarray:
+    """Voxels of the body: where the image, averaged over 5 x 5 x 5 voxels, exceeds a fifth of its mean above zero.
+
+    Parameters
+    ----------
+    image : ndarray
+        (x, y, z).
+
+    Returns
+    -------
+    ndarray
+        bool.
+
+    Raises
+    ------
+    DataError
+        Nothing is positive.
+    """
+    smooth = ndimage.uniform_filter(np.asarray(image, np.float32), 5)
+    positive = smooth[smooth > 0]
+    if not positive.size:
+        raise DataError("the volume holds nothing above zero; give a PET volume")
+    return smooth > 0.2 * positive.mean(dtype=np.float64)
 
 
 def sphere(grid: Grid, diameter_mm: float = SPHERE_MM) -> np.ndarray:
@@ -41,6 +67,18 @@ def uniform_sphere(image: np.ndarray, grid: Grid) -> tuple[slice, slice, slice] 
         return None
     cov = np.where(eligible, spread / np.maximum(mean, 1e-12), np.inf)
     return _box(np.unravel_index(int(np.argmin(cov)), grid.shape), grid)
+
+
+def noise_region(
+    image: np.ndarray, labels: np.ndarray | None, names: dict[int, str], grid: Grid
+) -> tuple[tuple[slice, slice, slice] | None, str]:
+    """Where noise is measured, and how that place was found."""
+    liver = next((k for k, v in names.items() if v == "liver"), None)
+    if labels is not None and liver is not None:
+        box = liver_sphere(labels, liver, grid)
+        if box is not None:
+            return box, "30 mm sphere deepest in the labeled liver"
+    return uniform_sphere(image, grid), "most uniform 30 mm sphere of above-average uptake (liver not labeled)"
 
 
 def _box(center: tuple, grid: Grid) -> tuple[slice, slice, slice] | None:

@@ -12,9 +12,10 @@ from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject, settings_for
 from petsim.memory import memory_budget
 from petsim.model import SAMPLED_VIEWS, build_model, sampled_views
+from petsim.noise import noise_region
 from petsim.plan import Plan, plan_subject
 from petsim.settings import SimulationSettings
-from petsim.simulation import check_memory, noise_region, simulate_plan
+from petsim.simulation import check_memory, simulate_plan
 
 NOISE_SLAB_MM = 60.0
 """Axial length simulated around the liver to measure its noise."""

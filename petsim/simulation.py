@@ -18,7 +18,7 @@ from petsim.counts import storage
 from petsim.dose_rates import DoseRates
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.model import SAMPLED_VIEWS, build_model, expected_total
-from petsim.noise import coefficient_of_variation, liver_sphere, sphere, uniform_sphere
+from petsim.noise import coefficient_of_variation, noise_region, sphere
 from petsim.physics.sensitivity import sensitivity
 from petsim.plan import Plan, plan_subject
 from petsim.realizations import Realization, Realizations
@@ -210,17 +210,6 @@ def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
         Same shape as `reconstructed`.
     """
     return source + (reconstructed - reconstructed[:1])
-
-
-def noise_region(simulation_like: np.ndarray, labels: np.ndarray | None, names: dict[int, str], grid: Grid) -> tuple[
-    tuple[slice, slice, slice] | None, str]:  # fmt: skip
-    """Where noise is measured, and how that place was found."""
-    liver = next((k for k, v in names.items() if v == "liver"), None)
-    if labels is not None and liver is not None:
-        box = liver_sphere(labels, liver, grid)
-        if box is not None:
-            return box, "30 mm sphere deepest in the labeled liver"
-    return uniform_sphere(simulation_like, grid), "most uniform 30 mm sphere of above-average uptake (liver not labeled)"
 
 
 def add_figures(result: Simulation, subject: Subject, duration_s: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from data_recipes.errors import DataError
-from denoise.noise_level import body_mask
+from petsim.noise import body_mask
 
 LAG = 6
 """Correlations are measured between voxels at most so far apart along each axis."""

@@ -21,8 +21,8 @@ from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Predicti
 from denoise.diffusion.noise import ColoredNoise
 from denoise.diffusion.schedule import Kind, NoiseSchedule
 from denoise.diffusion.signature import numbers
-from denoise.noise_level import body_mask
 from denoise.scaling import Scaling
+from petsim.noise import body_mask
 
 NoiseKind = Literal["white", "measured"]
 

@@ -15,8 +15,8 @@ import torch
 from data_recipes.errors import DataError
 from denoise.diffusion.noise import ColoredNoise, draw_noise
 from denoise.metrics import own_range_peak, ssim
-from denoise.noise_level import body_mask
 from denoise.scaling import Scaling
+from petsim.noise import body_mask
 
 Read = Callable[[], np.ndarray]
 

@@ -195,6 +195,12 @@ class SubjectFile:
         value = float(self.attribute("suv_factor"))
         return None if np.isnan(value) else value
 
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label to name of what it stands for; empty without labels."""
+        text = str(self.dataset("truth/labels").attrs["names"]) if "truth/labels" in self.h5 else "{}"
+        return {int(label): name for label, name in json.loads(text).items()}
+
     def json(self, attribute: str) -> dict[str, Any]:
         """A JSON attribute of the root: configuration, provenance or versions."""
         return json.loads(self.attribute(attribute))

@@ -28,8 +28,9 @@ from denoise.diffusion.figure import anchors_figure
 from denoise.diffusion.noise import draw_noise
 from denoise.diffusion.schedule import NoiseSchedule
 from denoise.diffusion.signature import Case
-from denoise.noise_level import body_mask, noise_level
+from denoise.noise_level import noise_level
 from denoise.scaling import Scaling
+from petsim.noise import body_mask
 
 SHAPE = (48, 44, 40)
 LINEAR = NoiseSchedule("linear")

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from data_recipes.errors import DataError
 from denoise.diffusion.noise import LAG, draw_noise, measure_noise
-from denoise.noise_level import body_mask
+from petsim.noise import body_mask
 
 SHAPE = (72, 64, 60)
 WIDTHS = (0.9, 0.9, 1.4)

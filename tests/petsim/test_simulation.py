@@ -17,13 +17,13 @@ from petsim import counts
 from petsim.counts import draw_thinned, storage
 from petsim.dose import DoseLadder
 from petsim.model import build_model, expected_total
-from petsim.noise import sphere
+from petsim.noise import noise_region, sphere
 from petsim.physics.attenuation import survival
 from petsim.physics.normalization import crystal_efficiencies, normalization
 from petsim.plan import plan_subject
 from petsim.realizations import Realizations
 from petsim.settings import SimulationSettings
-from petsim.simulation import insert_noise, noise_region, simulate_plan
+from petsim.simulation import insert_noise, simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 

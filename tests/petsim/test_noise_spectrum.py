@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from denoise.texture import noise_power_spectrum, residual_autocorrelation
+from petsim.noise_spectrum import noise_power_spectrum, residual_autocorrelation
 
 BOX = (slice(2, 34), slice(1, 41), slice(3, 11))
 SPACING = (2.0, 3.0, 4.0)
