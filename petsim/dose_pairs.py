@@ -66,7 +66,7 @@ class Collection:
     ----------
     subjects : tuple of DoseImages
     simulated : bool
-        They are a dataset of petsim.
+        They are a dataset of petsim, and not out of recorded data.
     mode : str
         Dose mode of a dataset, "" else.
     full_prompts, duration_s, filter_mm : float or None
@@ -124,7 +124,7 @@ def _size(spacing_mm: tuple[float, ...]) -> str:
 
 
 def _dataset(folder: Path) -> Collection:
-    subjects, prompts, durations, filters, modes = [], [], set(), set(), set()
+    subjects, prompts, durations, filters, modes, recorded = [], [], set(), set(), set(), False
     for entry in read_index(folder)["subjects"]:
         path = folder / entry["file"]
         with SubjectFile(path) as f:
@@ -137,10 +137,11 @@ def _dataset(folder: Path) -> Collection:
             durations.add(provenance.get("duration_s"))
             filters.add(provenance.get("reconstruction", {}).get("post_filter_fwhm_mm"))
             modes.add(str(f.h5["doses"].attrs["mode"]))
+            recorded |= provenance.get("full_dose") == "recorded"
     if not subjects:
         raise DataError(f"{folder.name}: no subject with a lower dose; make the dataset with --drf 4 10 20")
     return Collection(
-        tuple(subjects), True, "/".join(sorted(modes)), float(np.mean(prompts)),
+        tuple(subjects), not recorded, "/".join(sorted(modes)), float(np.mean(prompts)),
         durations.pop() if len(durations) == 1 else None, filters.pop() if len(filters) == 1 else None,
     )  # fmt: skip
 
