@@ -163,6 +163,8 @@ def main_rows(runs: dict[str, Path], ladders: list[Ladder], device: str, kept: K
                 line = {"subject": ladder.name, "method": name, "seconds": seconds, **figures(image, ladder)}
                 body = body_mask(ladder.reference())
                 for drf, estimate in anchors.items():
+                    if drf not in ladder.drfs:
+                        continue
                     own = ladder.image(ladder.drfs.index(drf))
                     line[f"anchor_{drf:g}"] = {
                         "psnr_db": psnr_db(estimate, own, PEAK_SUV, body),
