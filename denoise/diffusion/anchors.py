@@ -33,8 +33,8 @@ POOR = 0.25
 CLOSE_STEPS = 5.0
 """And anchors closer than this, or closer than half of a hundredth of the schedule."""
 
-DRAWS = 400
-_FINE = 400
+DRAWS = 200
+_FINE = 100
 
 
 @dataclass(frozen=True)

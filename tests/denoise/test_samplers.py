@@ -10,7 +10,7 @@ from denoise.diffusion.samplers import evaluations, sample, spread_times
 from denoise.diffusion.schedule import NoiseSchedule
 
 MEAN = 0.7
-DRAWS = 40_000
+DRAWS = 20_000
 SAMPLERS = ("ancestral", "ddim", "dpm", "heun")
 
 
