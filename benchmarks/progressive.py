@@ -8,8 +8,12 @@ Settled before the first run, and not changed by what it shows:
   of it can be given, its patients are taken as they are). Input DRF 20, anchors 2, 4 and 10, target the noise-free image.
 - All networks share shape, data, order of samples, steps and learning rate; one seed. Contestants: the direct regression
   network; DDPM; MAP-Diff with all anchors, with the anchor of DRF 10 alone, of DRF 2 alone, with a constant weight, and with
-  colored noise; DDPM with "v" instead of "eps" and with colored noise; rectified flow, from noise and along the dose ladder.
-- Schedule linear, 1000 steps, SUV as they are; lambda 0.1, p 2, no clamp, no bound; anchors calibrated on training subjects.
+  colored noise; DDPM with colored noise; DDPM and MAP-Diff with "eps" instead of "v"; rectified flow, from noise and along
+  the dose ladder.
+- Schedule linear, 1000 steps, prediction "v", SUV as they are; lambda 0.1, p 2, no clamp, no bound; anchors calibrated on
+  training subjects. Amended before anything was run here: the pair that is compared took "eps" first, as published; after
+  400 steps on the training patients a DDPM with it was worse than its input (one test patient, -9 dB), with "v" it was not. That
+  test patient, the first one, is left out.
 - Primary figure: gain in PSNR in the body against an independent full dose, one sample of 25 ancestral steps, by patient;
   primary comparison: MAP-Diff with all anchors against DDPM, paired by patient, 95 % bootstrap interval and Wilcoxon's test.
   All other comparisons against DDPM are secondary, corrected after Holm. The published margin is + 1.23 dB.
@@ -59,10 +63,12 @@ ONE = Sampling("ancestral", 25, seed=0)
 COUNTS = (1, 2, 3, 5, 10, 25, 100)
 SAMPLERS: tuple[SamplerName, ...] = ("ancestral", "ddim", "dpm", "heun")
 CROP = (48, 48, 32)
-CURVES = ("ddpm", "map-diff", "ddpm, v", "flow", "flow, ladder")
+CURVES = ("ddpm", "map-diff", "ddpm, eps", "flow", "flow, ladder")
 MEANS = ("ddpm", "map-diff", "flow")
-BY_PATIENT = ("direct", "ddpm", "map-diff", "map-diff, DRF 10 alone", "map-diff, DRF 2 alone", "map-diff, constant weight",
-              "map-diff, colored noise", "ddpm, colored noise", "ddpm, v", "flow", "flow, ladder")  # fmt: skip
+BY_PATIENT = (
+    "direct", "ddpm", "map-diff", "map-diff, DRF 10 alone", "map-diff, DRF 2 alone", "map-diff, constant weight",
+    "map-diff, colored noise", "ddpm, colored noise", "ddpm, eps", "map-diff, eps", "flow", "flow, ladder",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def contestants(settings: TrainSettings) -> dict[str, TrainSettings]:
         "map-diff, constant weight": generative("map-diff", anchor_drfs=ANCHORS, anchor_power=0.0),
         "map-diff, colored noise": generative("map-diff", anchor_drfs=ANCHORS, noise="measured"),
         "ddpm, colored noise": generative("ddpm", noise="measured"),
-        "ddpm, v": generative("ddpm", prediction="v"),
+        "ddpm, eps": generative("ddpm", prediction="eps"),
+        "map-diff, eps": generative("map-diff", anchor_drfs=ANCHORS, prediction="eps"),
         "flow": generative("flow"),
         "flow, ladder": generative("flow", way="ladder"),
     }
@@ -353,7 +360,7 @@ def main() -> None:
         train(training, runs[name], settings, args.device)
         print(f"trained {name}", file=sys.stderr, flush=True)
     kept = Kept(folder / "progressive" / "rows")
-    ladders = [read_ladder(path) for path in sorted(test.glob("*.h5"))]
+    ladders = [read_ladder(path) for path in sorted(test.glob("*.h5"))][1:]
     few = ladders[: extent.several]
     rows = main_rows(runs, ladders, args.device, kept)
     found = conclude(

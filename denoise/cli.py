@@ -80,8 +80,8 @@ class Train:
     diffusion_steps: int | None = None
     """Steps of the schedule. Default: 1000."""
     prediction: Literal["eps", "image", "v", "velocity"] | None = None
-    """What a generative network gives: noise (default of ddpm and map-diff), image, a mix of both whose size does not
-    hang on the time, or noise minus image (default of flow)."""
+    """What a generative network gives: noise, as published for ddpm; image; a mix of both whose size does not hang on the
+    time (default of ddpm and map-diff), or noise minus image (default of flow)."""
     noise: Literal["white", "measured"] | None = None
     """What diffuses: white noise (default), or noise with the covariance of the training images' own."""
     way: Literal["noise", "ladder"] | None = None

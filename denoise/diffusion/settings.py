@@ -57,7 +57,7 @@ class DiffusionSettings:
     name: DiffusionName = "ddpm"
     schedule: Kind = "linear"
     diffusion_steps: int = 1000
-    prediction: Prediction = "eps"
+    prediction: Prediction = "v"
     noise: NoiseKind = "white"
     way: Way = "noise"
     anchor_weight: float = 0.1
