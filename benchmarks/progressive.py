@@ -12,8 +12,8 @@ Settled before the first run, and not changed by what it shows:
   the dose ladder.
 - Schedule linear, 1000 steps, prediction "v", SUV as they are; lambda 0.1, p 2, no clamp, no bound; anchors calibrated on
   training subjects. Amended before anything was run here: the pair that is compared took "eps" first, as published; after
-  400 steps on the training patients a DDPM with it was worse than its input (one test patient, -9 dB), with "v" it was not. That
-  test patient, the first one, is left out.
+  400 steps on the training patients a DDPM with it was worse than its input (one test patient, -9 dB), with "v" it was not.
+  That test patient, the first one, is left out.
 - Primary figure: gain in PSNR in the body against an independent full dose, one sample of 25 ancestral steps, by patient;
   primary comparison: MAP-Diff with all anchors against DDPM, paired by patient, 95 % bootstrap interval and Wilcoxon's test.
   All other comparisons against DDPM are secondary, corrected after Holm. The published margin is + 1.23 dB.
