@@ -279,8 +279,9 @@ def compared(rows: list[dict[str, Any]], rival: str, against: str) -> dict[str, 
     subjects = sorted(gains[against])
     own, base = ([gains[name][s] for s in subjects] for name in (rival, against))
     difference = (np.array(own) - base).tolist()
-    line = {"method": rival, "against": against, "difference_db": float(np.mean(difference)),
-            "interval_db": list(bootstrap_interval(difference, 0))}  # fmt: skip
+    line: dict[str, Any] = {"method": rival, "against": against, "difference_db": float(np.mean(difference))}
+    if len(subjects) > 1:
+        line["interval_db"] = list(bootstrap_interval(difference, 0))
     return {**line, "p": paired_wilcoxon(own, base)} if len(subjects) >= FEWEST_PATIENTS else line
 
 
