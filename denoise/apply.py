@@ -94,9 +94,7 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
     targets = [_target(path, out, len(inputs)) for path in inputs]
     if len(set(targets)) < len(targets):
         raise UsageError("two inputs have one name; denoise them one at a time")
-    for target in targets:
-        if target.exists() and not options.overwrite:
-            raise DataError(f"--out: {target.name} exists; choose another name or add --overwrite")
+    _check_free(targets, options.overwrite)
     results = []
     for path, target in zip(inputs, targets, strict=True):
         volume = read_volume(path)
@@ -107,7 +105,9 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
         result = denoiser(values * np.float32(factor), spacing, options.drf, log_nec, options.strength)
         method = denoiser.choose(result.relative_noise, options.drf)[1].method
         how = _sampled(method, options.sampling)
-        for image, file, what in _images(result, target):
+        images = _images(result, target)
+        _check_free([file for _, file, _ in images], options.overwrite)
+        for image, file, what in images:
             write_like(
                 volume, from_canonical(image / np.float32(factor), volume), file,
                 series_description=f"{what} ({method.name})",
@@ -119,6 +119,12 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
             "name": target.name, "relative_noise": round(result.relative_noise, 5), "warnings": list(result.warnings)
         })  # fmt: skip
     return results
+
+
+def _check_free(files: Sequence[Path], overwrite: bool) -> None:
+    for file in files:
+        if file.exists() and not overwrite:
+            raise DataError(f"--out: {file.name} exists; choose another name or add --overwrite")
 
 
 def _sampled(method: Method | Diffusion, sampling: Sampling) -> str:

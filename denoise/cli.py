@@ -331,6 +331,10 @@ def _calibrate(command: CalibrateAnchors) -> dict[str, Any]:
     from petsim.cache.store import whole_or_nothing
     from petsim.progress import progress_bar
 
+    out = Path(command.out)
+    figure = out.with_suffix(".png")
+    if out == figure:
+        raise UsageError(f"--out {out.name}: is the name of the figure beside it; name a .json file")
     schedule = NoiseSchedule(command.schedule, command.diffusion_steps)
     scaling = Scaling(command.transform, command.scale_suv, command.clip_suv)
     data, real = (None if folder is None else Path(folder) for folder in (command.data, command.real))
@@ -339,15 +343,13 @@ def _calibrate(command: CalibrateAnchors) -> dict[str, Any]:
         command.source_units,
     )  # fmt: skip
     if command.unpaired:
-        values = times_without_pairs(request, Path(command.out))
+        values = times_without_pairs(request, out)
         for line in values["anchors"]:
             print(f"DRF {line['drf']:g}: time {line['time']:.1f} by the noise level of {line['images']} images")
         return values
     with progress_bar(1) as report:
         calibration = calibrate_folder(request, lambda what, fraction: report("calibrating", what, fraction))
-    out = Path(command.out)
     values = write_calibration(out, calibration)
-    figure = out.with_suffix(".png")
     with whole_or_nothing(figure) as temporary:
         anchors_figure(calibration).savefig(temporary, format="png", dpi=110)
     print(f"{calibration.pairs}, {calibration.subjects} subjects, reference {calibration.reference}")

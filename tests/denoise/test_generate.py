@@ -178,6 +178,11 @@ def test_apply_writes_spread_and_anchors(runs, tmp_path):
     assert names == {"out.nii.gz", "out_spread.nii.gz", "out_drf-004.nii.gz"}
     spread = nib.load(tmp_path / "out_spread.nii.gz").get_fdata()
     assert (spread >= 0).all() and spread.max() > 0
+    # One of the files in the way: none is written.
+    (tmp_path / "out.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"out_spread\.nii\.gz exists"):
+        apply(runs / "map-diff", [path], tmp_path / "out.nii.gz", options)
+    assert not (tmp_path / "out.nii.gz").exists()
 
 
 def test_evaluate_takes_generative_runs(runs, dataset):
@@ -248,6 +253,8 @@ def test_from_calibration_to_images_by_commands(dataset, tmp_path, monkeypatch, 
     assert anchors.with_suffix(".png").stat().st_size > 10_000
     training = ["train", "map-diff", "--data", dataset, "--out", run, "--anchors", anchors, "--channels", 4, 8, "--patch", 8,
                 "--max-steps", 2, "--validate-every", 1, "--device", "cpu"]  # fmt: skip
+    status, said = command(monkeypatch, capsys, *calibration[:-1], tmp_path / "anchors.png")
+    assert status == 2 and "name a .json file" in said.err
     status, said = command(monkeypatch, capsys, *training)
     assert status == 0, said.err
     assert read_card(run / "best.safetensors").method.anchors == read_calibration(anchors).anchors
