@@ -100,9 +100,8 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
         volume = read_volume(path)
         factor = _suv_factor(volume, options)
         values = to_canonical(volume.values, volume)
-        spacing = _canonical_spacing(volume)
         log_nec = None if options.nec_per_m is None else math.log(options.nec_per_m)
-        result = denoiser(values * np.float32(factor), spacing, options.drf, log_nec, options.strength)
+        result = denoiser(values * np.float32(factor), volume.canonical_spacing_mm, options.drf, log_nec, options.strength)
         method = denoiser.choose(result.relative_noise, options.drf)[1].method
         how = _sampled(method, options.sampling)
         images = _images(result, target)
@@ -166,10 +165,3 @@ def _suv_factor(volume: Volume, options: ApplyOptions) -> float:
         volume.path, units=options.source_units, sidecar=options.sidecar, weight_kg=options.weight_kg,
         injected_mbq=options.activity_mbq, uptake_s=options.uptake_s,
     )  # fmt: skip
-
-
-def _canonical_spacing(volume: Volume) -> tuple[float, float, float]:
-    """Voxel edges along the axes of `to_canonical`."""
-    order = np.argmax(np.abs(volume.affine[:3, :3] / np.array(volume.spacing_mm)), axis=1)
-    x, y, z = (volume.spacing_mm[k] for k in order)
-    return x, y, z

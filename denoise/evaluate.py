@@ -11,6 +11,7 @@ import numpy as np
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
+from data_recipes.phantoms.whole_body import FIRST_LESION_LABEL
 from denoise.baselines import gaussian_baseline, non_local_means
 from denoise.conventions import CONVENTIONS
 from denoise.data import Ladder, read_ladder
@@ -39,9 +40,6 @@ from petsim.noise_spectrum import (
 
 PEAK_SUV = 20.0
 """Peak of the PSNR with a fixed range."""
-
-FIRST_LESION = 100
-"""Labels from here on are lesions (`data_recipes.phantoms.whole_body`)."""
 
 FALSE_ABOVE_SUV, FALSE_ML = 1.0, 0.5
 """A region that exceeds the noise-free image by so many SUV over so many mL is a false hot blob."""
@@ -260,7 +258,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
         names = f.label_names
     clean = ladder.reference()
     body = body_mask(clean)
-    lesions = None if labels is None else np.where(labels >= FIRST_LESION, labels, 0).astype(np.int32)
+    lesions = None if labels is None else np.where(labels >= FIRST_LESION_LABEL, labels, 0).astype(np.int32)
     measured = ladder.noise_free is None
     realizations = ladder.realizations
     # A measured full dose is noisy truth, and serves neither bias nor ceiling.
@@ -276,7 +274,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     grid = Grid(ladder.shape, ladder.spacing_mm, (0.0, 0.0, 0.0))
     liver = next((k for k, v in names.items() if v == "liver"), None)
     box = None if labels is None or liver is None else liver_sphere(labels, liver, grid)
-    organ_names = {label: name for label, name in names.items() if label < FIRST_LESION}
+    organ_names = {label: name for label, name in names.items() if label < FIRST_LESION_LABEL}
     true_organ_means = {} if labels is None else organ_means(clean, labels, organ_names)
     true_suv_max = {} if lesions is None else suv_max(clean, lesions)
     middle = None if box is None else _around(box, grid)

@@ -113,8 +113,9 @@ def generate(
     method, device = card.method, next(network.parameters()).device
     assert isinstance(method, Diffusion)
     schedule, scaling = method.schedule, card.scaling
-    low = scaling.to_network(torch.from_numpy(image))
-    least, most = (v.item() for v in limits(low[None, None]))
+    low = scaling.numbers_of(image)
+    guide = torch.from_numpy(low)[None, None]
+    least, most = (v.item() for v in limits(guide))
     sampler, steps = sampling.usual(method)
     if sampling.anchors and method.anchors is None:
         raise UsageError("--save-anchors: this model has no anchors; train with --anchors")
@@ -128,11 +129,10 @@ def generate(
             when = torch.full((len(shown),), time, dtype=torch.float64, device=device)
             return method.estimate(network, shown[:, :1], shown[:, 1:], when)
 
-        out = np.clip(in_windows(run, card.shape, np.stack([x, low.numpy()]), device), least, most)
+        out = np.clip(in_windows(run, card.shape, np.stack([x, low]), device), least, most)
         if correct is None:
             return out
-        suv = correct(scaling.to_suv(torch.from_numpy(out)).numpy())
-        return scaling.to_network(torch.from_numpy(np.ascontiguousarray(suv, np.float32))).numpy()
+        return scaling.numbers_of(correct(scaling.suv_of(out)))
 
     total, squares = np.zeros(image.shape), np.zeros(image.shape)
     at_anchors: dict[float, np.ndarray] = {}
@@ -140,18 +140,18 @@ def generate(
         drawn = count()
 
         def draw(number: int = number, drawn: "count[int]" = drawn) -> np.ndarray:
-            return draw_noise(method.colored, low[None, None], [seed_of(sampling.seed, number, next(drawn))])[0, 0].numpy()
+            return draw_noise(method.colored, guide, [seed_of(sampling.seed, number, next(drawn))])[0, 0].numpy()
 
         def seen(time: float, found: np.ndarray) -> None:
             if anchors is not None and time in anchors.times:
                 drf = anchors.drfs[anchors.times.index(time)]
-                suv = scaling.to_suv(torch.from_numpy(found)).numpy() / np.float32(sampling.samples)
+                suv = scaling.suv_of(found) / np.float32(sampling.samples)
                 at_anchors[drf] = at_anchors[drf] + suv if drf in at_anchors else suv
 
-        x = _at_start(method, low.numpy(), start, sampling.start, draw)
+        x = _at_start(method, low, start, sampling.start, draw)
         out = sample(estimate, schedule, times, x, draw, sampler, seen,
                      lambda t: float(np.interp(t, errors[:, 0], errors[:, 1])) if len(errors) else 0.0)  # fmt: skip
-        suv = scaling.to_suv(torch.from_numpy(out)).numpy().astype(np.float64)
+        suv = scaling.suv_of(out).astype(np.float64)
         total += suv
         squares += suv * suv
     mean = total / sampling.samples

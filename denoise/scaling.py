@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from data_recipes.errors import UsageError
@@ -52,6 +53,14 @@ class Scaling:
         if self.transform == "anscombe":
             return numbers.sign() * ((numbers.abs() / 2 + math.sqrt(_BESIDE)) ** 2 - _BESIDE) * self.scale_suv
         return numbers * self.scale_suv
+
+    def numbers_of(self, suv: np.ndarray) -> np.ndarray:
+        """`to_network` of an array, float32."""
+        return self.to_network(torch.from_numpy(np.ascontiguousarray(suv, np.float32))).numpy()
+
+    def suv_of(self, numbers: np.ndarray) -> np.ndarray:
+        """`to_suv` of an array, float32."""
+        return self.to_suv(torch.from_numpy(np.ascontiguousarray(numbers, np.float32))).numpy()
 
 
 _BESIDE = 3 / 8

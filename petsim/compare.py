@@ -65,9 +65,7 @@ def read_image(path: Path, drf: float) -> Image:
     """
     if path.suffix != ".h5":
         volume = read_volume(path)
-        order = np.argmax(np.abs(volume.affine[:3, :3] / np.array(volume.spacing_mm)), axis=1)
-        x, y, z = (volume.spacing_mm[k] for k in order)
-        return Image(to_canonical(volume.values, volume), (x, y, z), None, simulated=False)
+        return Image(to_canonical(volume.values, volume), volume.canonical_spacing_mm, None, simulated=False)
     with SubjectFile(path) as f:
         if drf not in f.drfs:
             raise UsageError(f"--drf: {drf:g} is not in {path.name}, which has {', '.join(f'{d:g}' for d in f.drfs)}")

@@ -144,9 +144,7 @@ def read_dose(path: Path, units: str | None = None) -> DoseImage:
     """
     volume = read_volume(path)
     factor = read_suv_per_value(path, units=units)
-    order = np.argmax(np.abs(volume.affine[:3, :3] / np.array(volume.spacing_mm)), axis=1)
-    x, y, z = (volume.spacing_mm[k] for k in order)
-    return DoseImage(to_canonical(volume.values, volume) * np.float32(factor), (x, y, z))
+    return DoseImage(to_canonical(volume.values, volume) * np.float32(factor), volume.canonical_spacing_mm)
 
 
 def _is_nifti(path: Path) -> bool:

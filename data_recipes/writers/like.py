@@ -55,6 +55,13 @@ class Volume:
         x, y, z = (float(v) for v in voxel_sizes(self.affine))
         return x, y, z
 
+    @property
+    def canonical_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edges in mm along the axes of `to_canonical`."""
+        order = np.argmax(np.abs(self.affine[:3, :3] / np.array(self.spacing_mm)), axis=1)
+        x, y, z = (self.spacing_mm[k] for k in order)
+        return x, y, z
+
 
 def read_volume(path: str | Path) -> Volume:
     """Read one PET volume without reordering, resampling or rescaling it.

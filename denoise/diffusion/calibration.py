@@ -11,12 +11,13 @@ import numpy as np
 
 from data_recipes.collections.multi_dose import find_multi_dose, read_dose
 from data_recipes.errors import DataError, UsageError
+from data_recipes.phantoms.whole_body import FIRST_LESION_LABEL
 from denoise.data import Ladder, read_split
 from denoise.diffusion.anchors import MATCHES, Match, chosen, digest_of, match, shares_of, warnings_of
 from denoise.diffusion.method import Anchors
 from denoise.diffusion.noise import ColoredNoise, measure_noise
 from denoise.diffusion.schedule import Kind, NoiseSchedule
-from denoise.diffusion.signature import Case, Prepared, mean_absolute, measure, numbers, prepare, ratios_of_doses
+from denoise.diffusion.signature import Case, measure, ratios_of_doses
 from denoise.noise_level import noise_level
 from denoise.scaling import Scaling, Transform
 from petsim.cache.store import SubjectFile, make_folder, whole_or_nothing
@@ -26,9 +27,6 @@ Reference = Literal["noise-free", "full"]
 Progress = Callable[[str, float], None]
 
 CURVE_POINTS = 13
-FIRST_LESION = 100
-"""Labels from here on are lesions, which are too small to be calibrated on."""
-
 MEASURED_ON = 4
 """Subjects whose noise is measured."""
 
@@ -98,8 +96,7 @@ def _organs(path: Path) -> tuple[np.ndarray, dict[int, str]]:
         labels = f.array("truth/labels")
         if labels is None:
             return np.zeros((1, 1, 1), np.uint8), {}
-        names = json.loads(str(f.dataset("truth/labels").attrs["names"]))
-    return labels, {int(label): name for label, name in names.items() if int(label) < FIRST_LESION}
+        return labels, {label: name for label, name in f.label_names.items() if label < FIRST_LESION_LABEL}
 
 
 def cases_of_folder(folder: Path, drfs: Sequence[float], units: str | None) -> list[Case]:
@@ -129,8 +126,8 @@ def noise_of_cases(cases: Sequence[Case], scaling: Scaling) -> ColoredNoise:
     """Noise measured at the highest DRF: the image less the reference."""
     pairs = []
     for case in cases[:MEASURED_ON]:
-        low = numbers(case.images[max(case.images)](), scaling)
-        pairs.append((low, low - numbers(case.reference(), scaling)))
+        low = scaling.numbers_of(case.images[max(case.images)]())
+        pairs.append((low, low - scaling.numbers_of(case.reference())))
     return measure_noise(pairs)
 
 
@@ -174,23 +171,6 @@ def calibrate(
         np.mean([s.curve for s in signatures], axis=0), float(np.mean([s.noise_nmae for s in signatures])), len(cases), by,
         tuple(warnings_of(matches, schedule, by, colored is not None)),
     )  # fmt: skip
-
-
-def ratios_by_noise(
-    cases: Sequence[Case], scaling: Scaling, colored: ColoredNoise | None, drfs: Sequence[float], seed: int = 0
-) -> list[float]:
-    """Mean ratio s / a of each dose by NMAE alone."""
-    sums = np.zeros(len(drfs))
-    for k, case in enumerate(cases):
-        ready = prepare(case, scaling, colored, seed + k)
-        unit = mean_absolute(ready.noise, ready.clean, ready.body)
-        sums += [_error(case, scaling, ready, drf) / unit for drf in drfs]
-    return (sums / len(cases)).tolist()
-
-
-def _error(case: Case, scaling: Scaling, ready: Prepared, drf: float) -> float:
-    image = numbers(case.images[drf](), scaling)[ready.part]
-    return mean_absolute(image - ready.clean, ready.clean, ready.body)
 
 
 def match_levels(

@@ -15,12 +15,11 @@ from denoise.diffusion.calibration import (
     calibrate,
     cases_of_ladders,
     noise_of_cases,
-    ratios_by_noise,
 )
 from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Prediction, Way
 from denoise.diffusion.noise import ColoredNoise
 from denoise.diffusion.schedule import Kind, NoiseSchedule
-from denoise.diffusion.signature import numbers
+from denoise.diffusion.signature import ratios_of_doses
 from denoise.scaling import Scaling
 from petsim.noise import body_mask
 
@@ -156,7 +155,7 @@ def made(
             raise UsageError(f"--drf: inputs must lie above the anchors, up to {max(beside):g}; got {min(drfs):g}")
     elif settings.way == "ladder":
         beside = tuple(d for d in few[0].drfs if (1 if reference == "full" else 0) < d < max(drfs))
-    ratios = ratios_by_noise(cases, scaling, colored, drfs, seed)
+    ratios = np.mean([ratios_of_doses(case, scaling, colored, seed + k) for k, case in enumerate(cases)], axis=0).tolist()
     levels = [float(np.mean([ladder.levels[ladder.drfs.index(d)][0].relative for ladder in few])) for d in drfs]
     return Diffusion(
         settings.name, schedule, settings.prediction, _size(few, reference, scaling), colored, settings.way, tuple(beside),
@@ -170,5 +169,5 @@ def _size(ladders: Sequence[Ladder], reference: Reference, scaling: Scaling) -> 
     squares = []
     for ladder in ladders:
         suv = ladder.reference() if reference == "noise-free" else ladder.image(0)
-        squares.append(float(np.square(numbers(suv, scaling)[body_mask(suv)], dtype=np.float64).mean()))
+        squares.append(float(np.square(scaling.numbers_of(suv)[body_mask(suv)], dtype=np.float64).mean()))
     return float(np.sqrt(np.mean(squares)))

@@ -92,17 +92,12 @@ def prepare(case: Case, scaling: Scaling, colored: ColoredNoise | None, seed: in
     part = tuple(
         slice(max(0, int(p[0]) - MARGIN), min(n, int(p[-1]) + 1 + MARGIN)) for p, n in zip(places, suv.shape, strict=True)
     )
-    guide = numbers(case.images[max(case.images)](), scaling)
+    guide = scaling.numbers_of(case.images[max(case.images)]())
     if guide.shape != suv.shape:
         raise _other_shape(case, guide.shape, suv.shape)
     low = torch.from_numpy(guide)[None, None]
     noise = draw_noise(colored, low, [seed])[0, 0].numpy()
-    return Prepared(numbers(suv, scaling)[part], noise[part], body[part], (part[0], part[1], part[2]), suv.shape)
-
-
-def numbers(suv: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """SUV as network numbers."""
-    return scaling.to_network(torch.from_numpy(np.ascontiguousarray(suv, np.float32))).numpy()
+    return Prepared(scaling.numbers_of(suv)[part], noise[part], body[part], (part[0], part[1], part[2]), suv.shape)
 
 
 def measure(case: Case, scaling: Scaling, colored: ColoredNoise | None, seed: int, ratios: Sequence[float]) -> Signature:
@@ -121,7 +116,7 @@ def measure(case: Case, scaling: Scaling, colored: ColoredNoise | None, seed: in
     errors, losses = {}, {}
     for drf, read in case.images.items():
         image = _cut(case, read(), ready)
-        image = numbers(image, scaling)
+        image = scaling.numbers_of(image)
         errors[drf] = mean_absolute(image - clean, clean, body)
         losses[drf] = 1 - ssim(image, clean, peak, body)
         for name, mask in masks.items():
@@ -136,7 +131,7 @@ def ratios_of_doses(case: Case, scaling: Scaling, colored: ColoredNoise | None, 
     unit = mean_absolute(ready.noise, ready.clean, ready.body)
     found = []
     for read in case.images.values():
-        image = numbers(_cut(case, read(), ready), scaling)
+        image = scaling.numbers_of(_cut(case, read(), ready))
         found.append(mean_absolute(image - ready.clean, ready.clean, ready.body) / unit)
     return found
 
