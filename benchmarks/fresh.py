@@ -11,7 +11,9 @@ patients, averaged weights) at the last step; and at each validation, for the co
 
 A first start used the training set that `benchmarks.cross_dose` had left, which was older than a change to the scatter scale
 of low doses, so that fresh volumes differed from those of training and validation in more than their noise. It was stopped
-after the first seed (fixed 0.0527, fresh 0.0547), and the patients are now made by the run itself.
+after the first seed (fixed 0.0527, fresh 0.0547). The patients are now made by the run itself, with the doses of
+`benchmarks.cross_dose`, so that `FOLDER/training` can serve both where it was made by the same version; DRF 1, 4, 20 and
+100 of them are used.
 
 A run that was interrupted goes on with the same command.
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import emit
-from benchmarks.cross_dose import SMALL, TRAINED, make_patients
+from benchmarks.cross_dose import DOSES, SMALL, TRAINED, make_patients
 from denoise.train import TrainSettings, train
 from petsim.cache.live import begun, read_note
 from petsim.cache.store import read_index
@@ -60,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     data = make_patients(
-        args.folder / "training", SMALL.scanner, SMALL.duration_s, TRAINED, range(SMALL.training), args.device
+        args.folder / "training", SMALL.scanner, SMALL.duration_s, DOSES, range(SMALL.training), args.device
     )
     patients = sum(s["split"] == "train" for s in read_index(data)["subjects"])
     options = ServeOptions(str(data), str(args.folder / "live"), drf=TRAINED)

@@ -6,6 +6,9 @@ Settled before the first run, and not changed by what it shows:
 
 - Subjects: those of `benchmarks.cross_dose` of the same size (same scanner, durations, seeds and split; an earlier folder
   of it can be given, its patients are taken as they are). Input DRF 20, anchors 2, 4 and 10, target the noise-free image.
+- Amended before its first run, for the time of two cores: size small has 12 test patients, the network that
+  `benchmarks.fresh` uses (8, 16 and 32 channels) and 1000 steps, without the three contestants with "eps" or the anchor of
+  DRF 2 alone; `several` is 2, the crop 32 x 32 x 32, and every sampler goes to 1000 evaluations there. Size gpu keeps all.
 - All networks share shape, data, order of samples, steps and learning rate; one seed. Contestants: the direct regression
   network; DDPM; MAP-Diff with all anchors, with the anchor of DRF 10 alone, of DRF 2 alone, with a constant weight, and with
   colored noise; DDPM with colored noise; DDPM and MAP-Diff with "eps" instead of "v"; rectified flow, from noise and along
@@ -22,7 +25,7 @@ Settled before the first run, and not changed by what it shows:
 - Intermediate doses: estimates at the anchors' times of the same 25 steps against the image of that dose (same counts), and
   the ratio of their noise levels.
 - Quality against evaluations: the first `several` patients, every sampler, 1, 2, 3, 5, 10, 25 and 100 evaluations (of "heun"
-  the times that cost no more), one sample; 1000 evaluations on one crop of 48 x 48 x 32 voxels, beside 25 and 100 there.
+  the times that cost no more), one sample; 1000 evaluations on one crop of the body's middle, beside 25 and 100 there.
 - Cross-scanner: given --other, a folder of test patients of another scanner, the same figures there, networks unchanged.
 
 A run that was interrupted goes on with the same command.
@@ -62,32 +65,37 @@ INPUT, ANCHORS = 20.0, (2.0, 4.0, 10.0)
 ONE = Sampling("ancestral", 25, seed=0)
 COUNTS = (1, 2, 3, 5, 10, 25, 100)
 SAMPLERS: tuple[SamplerName, ...] = ("ancestral", "ddim", "dpm", "heun")
-CROP = (48, 48, 32)
+CROP = (32, 32, 32)
 CURVES = ("ddpm", "map-diff", "ddpm, eps", "flow", "flow, ladder")
 MEANS = ("ddpm", "map-diff", "flow")
-BY_PATIENT = (
-    "direct", "ddpm", "map-diff", "map-diff, DRF 10 alone", "map-diff, DRF 2 alone", "map-diff, constant weight",
-    "map-diff, colored noise", "ddpm, colored noise", "ddpm, eps", "map-diff, eps", "flow", "flow, ladder",
-)  # fmt: skip
+LARGE_ONLY = ("map-diff, DRF 2 alone", "ddpm, eps", "map-diff, eps")
+"""Contestants that size small leaves out."""
 
 
 @dataclass(frozen=True)
 class Extent:
     """What differs between the sizes of the contest, besides `benchmarks.cross_dose`'s."""
 
+    test: int
     several: int
     settings: TrainSettings
+    without: tuple[str, ...] = ()
 
 
 EXTENTS = {
-    "small": Extent(4, TrainSettings(max_steps=1200, validate_every=200, channels=(16, 32, 64))),
-    "gpu": Extent(8, TrainSettings(max_steps=8000, validate_every=1000, channels=(32, 64, 128), patch=48, batch=8)),
-    "smoke": Extent(1, TrainSettings(max_steps=4, validate_every=2, channels=(4, 8))),
+    "small": Extent(13, 2, TrainSettings(max_steps=1000, validate_every=250, channels=(8, 16, 32)), LARGE_ONLY),
+    "gpu": Extent(24, 8, TrainSettings(max_steps=8000, validate_every=1000, channels=(32, 64, 128), patch=48, batch=8)),
+    "smoke": Extent(2, 1, TrainSettings(max_steps=4, validate_every=2, channels=(4, 8)), LARGE_ONLY),
 }
 
 
-def contestants(settings: TrainSettings) -> dict[str, TrainSettings]:
+def contestants(settings: TrainSettings, without: tuple[str, ...] = ()) -> dict[str, TrainSettings]:
     """By name; all that is not named is equal."""
+    found = _all_contestants(settings)
+    return {name: found[name] for name in found if name not in without}
+
+
+def _all_contestants(settings: TrainSettings) -> dict[str, TrainSettings]:
     base = replace(settings, drf=(INPUT,), target="noise-free", seed=0)
 
     def generative(method: Any, **given: Any) -> TrainSettings:
@@ -159,7 +167,7 @@ class Kept:
 def main_rows(runs: dict[str, Path], ladders: list[Ladder], device: str, kept: Kept) -> list[dict[str, Any]]:
     """One line for each patient and contestant, one sample each, with estimates at anchors where there are some."""
     rows = []
-    for name in BY_PATIENT:
+    for name in runs:
         card = read_card(model_files(runs[name])[0])
         has_anchors = isinstance(card.method, Diffusion) and card.method.anchors is not None
         make = denoised(runs[name], device, replace(ONE, anchors=has_anchors))
@@ -211,7 +219,7 @@ def mean_rows(runs: dict[str, Path], ladders: list[Ladder], device: str, kept: K
 def curve_rows(runs: dict[str, Path], ladders: list[Ladder], device: str, kept: Kept) -> list[dict[str, Any]]:
     """Quality against evaluations."""
     rows = []
-    for name in CURVES:
+    for name in [n for n in CURVES if n in runs]:
         ladder_way = name == "flow, ladder"
         for sampler in SAMPLERS:
             if ladder_way and sampler == "ancestral":
@@ -243,11 +251,12 @@ def crop_rows(runs: dict[str, Path], ladder: Ladder, device: str, kept: Kept) ->
     )
     rows = []
     for name in ("ddpm", "map-diff", "flow"):
-        for sampler in ("ancestral", "ddim"):
+        for sampler in SAMPLERS:
             for steps in (25, 100, 1000):
 
                 def row(name: str = name, sampler: Any = sampler, steps: int = steps) -> dict[str, Any]:
-                    denoiser = Denoiser.load(runs[name], device, sampling=Sampling(sampler, steps))
+                    times = max(n for n in range(1, steps + 1) if evaluations(sampler, n) <= steps)
+                    denoiser = Denoiser.load(runs[name], device, sampling=Sampling(sampler, times))
                     found = denoiser(low[part], ladder.spacing_mm)
                     psnr = psnr_db(found.image, clean[part], PEAK_SUV, body_mask(clean)[part])
                     return {"method": name, "sampler": sampler, "evaluations": steps, "psnr_db": psnr}
@@ -290,7 +299,8 @@ def conclude(
 ) -> dict[str, Any]:
     """What the contest shows."""
     primary = compared(rows, "map-diff", "ddpm")
-    secondary = [compared(rows, name, "ddpm") for name in BY_PATIENT if name not in ("ddpm", "map-diff")]
+    names = dict.fromkeys(row["method"] for row in rows)
+    secondary = [compared(rows, name, "ddpm") for name in names if name not in ("ddpm", "map-diff")]
     correct_lines(secondary, "p")
     few = {row["subject"] for row in means}
     regression = float(np.mean([r["gain_db"] for r in rows if r["method"] == "direct" and r["subject"] in few]))
@@ -307,9 +317,10 @@ def curve_figure(result: dict[str, Any]) -> Any:
     """Gain against evaluations, a panel for each method, a line for each sampler; the regression network dashed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(CURVES), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(CURVES), sharey=True)
-    for axes, name in zip(panels, CURVES, strict=True):
+    names = list(dict.fromkeys(line["method"] for line in result["curve"]))
+    figure = Figure(figsize=(3.2 * len(names), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True)
+    for axes, name in zip(panels, names, strict=True):
         for sampler in SAMPLERS:
             line = [c for c in result["curve"] if c["method"] == name and c["sampler"] == sampler]
             if line:
@@ -354,14 +365,14 @@ def main() -> None:
     size, extent, folder = SIZES[args.size], EXTENTS[args.size], args.folder
     made = (size.scanner, size.duration_s, DOSES)
     training = make_patients(folder / "training", *made, range(size.training), args.device)
-    test = make_patients(folder / "test", *made, range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test), args.device)
+    test = make_patients(folder / "test", *made, range(FIRST_TEST_SEED, FIRST_TEST_SEED + extent.test), args.device)
     runs = {}
-    for name, settings in contestants(extent.settings).items():
+    for name, settings in contestants(extent.settings, extent.without).items():
         runs[name] = folder / "progressive" / name
         train(training, runs[name], settings, args.device)
         print(f"trained {name}", file=sys.stderr, flush=True)
     kept = Kept(folder / "progressive" / "rows")
-    ladders = [read_ladder(path) for path in sorted(test.glob("*.h5"))][1:]
+    ladders = [read_ladder(path) for path in sorted(test.glob("*.h5"))][1 : extent.test]
     few = ladders[: extent.several]
     rows = main_rows(runs, ladders, args.device, kept)
     found = conclude(
