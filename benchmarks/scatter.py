@@ -4,9 +4,10 @@
 
 - `seconds`: single scatter of six images of a generated patient on the Quadra, preset fast, by threads (compiled before);
 - `mbins_per_s`: bins that `ScatterTable.at` gives for one image;
-- `monte_carlo`: a water cylinder and a torso with lungs in a Vision 600 whose detectors are an ideal cylinder; ratio of the
-  totals, and the largest difference of the distributions over radial position, TOF and axial position in percent of their
-  peaks, for photons scattered once and for all scattered ones, beside the statistical deviation at the peak.
+- `monte_carlo`: a water cylinder and a torso with lungs in a Vision 600 whose detectors are an ideal cylinder, and the torso
+  in one four times as long (`long`: 105 cm, every ring difference); ratio of the totals, and the largest difference of the
+  distributions over radial position, TOF and axial position in percent of their peaks, for photons scattered once and for
+  all scattered ones, beside the statistical deviation at the peak.
 """
 
 import dataclasses
@@ -85,22 +86,25 @@ def subjects() -> dict[str, tuple[Grid, np.ndarray, np.ndarray]]:
     return {name: (grid, *(a.astype(np.float32) for a in maps)) for name, maps in cases.items()}
 
 
-def ideal_layout() -> SinogramLayout:
-    """A Vision 600 without gaps, a bin for every pair of merged crystals and rings."""
+def ideal_layout(times: int = 1) -> SinogramLayout:
+    """A Vision 600 without gaps, so many times as long, a bin for every pair of merged crystals and rings."""
     scanner = load_scanner("biograph_vision_600")
+    rings = times * scanner.rings
     scanner = dataclasses.replace(
-        scanner, transaxial_block_real=scanner.transaxial_block, axial_block_real=scanner.axial_block,
-        max_ring_difference=scanner.rings - 1,
+        scanner, transaxial_block_real=scanner.transaxial_block, rings=rings, axial_block_real=scanner.axial_block,
+        max_ring_difference=rings - 1,
     )  # fmt: skip
+    merge_axial = 8 if times == 1 else 16
     return SinogramLayout(
-        scanner, radials=radials_for(scanner, 6, 400.0), merge_transaxial=6, merge_axial=8, max_ring_difference=9,
-        merge_tof=15, tof_bins=tof_bins_for(scanner, 15, 400.0, 3.0),
+        scanner, radials=radials_for(scanner, 6, 400.0), merge_transaxial=6, merge_axial=merge_axial,
+        max_ring_difference=rings // merge_axial - 1, merge_tof=15, tof_bins=tof_bins_for(scanner, 15, 400.0, 3.0),
     )  # fmt: skip
 
 
-def against_monte_carlo(decays: int) -> dict[str, Any]:
+def against_monte_carlo(
+    decays: int, layout: SinogramLayout, cases: dict[str, tuple[Grid, np.ndarray, np.ndarray]]
+) -> dict[str, Any]:
     """Ratios and differences by subject; both directions of a LOR are taken together."""
-    layout = ideal_layout()
     accepted = acceptance(layout.scanner)
     half, middle = layout.crystals // 2 + 1, layout.tof_bins // 2
     first_difference = min(
@@ -115,7 +119,7 @@ def against_monte_carlo(decays: int) -> dict[str, Any]:
         return np.abs(tof - middle)
 
     out: dict[str, Any] = {"decays": decays}
-    for name, (grid, activity, mu) in subjects().items():
+    for name, (grid, activity, mu) in cases.items():
         counted, squares = np.zeros((2, *shape)), np.zeros(shape)
         rng = np.random.default_rng(0)
         for batch in photon_pairs(layout.scanner, activity, mu, grid, CENTER, decays, detector="cylinder"):
@@ -175,7 +179,10 @@ def main() -> None:
     decays = int(float(sys.argv[1])) if len(sys.argv) > 1 else 20_000_000
     job = default_job()
     nb.set_num_threads(nb.config.NUMBA_NUM_THREADS)
-    emit("scatter", {**job, "monte_carlo": against_monte_carlo(decays)})
+    cases = subjects()
+    found = against_monte_carlo(decays, ideal_layout(), cases)
+    found["long"] = against_monte_carlo(decays, ideal_layout(4), {"torso": cases["torso"]})
+    emit("scatter", {**job, "monte_carlo": found})
 
 
 if __name__ == "__main__":

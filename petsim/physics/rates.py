@@ -6,8 +6,8 @@ Dead time of a block is taken in inverse proportion to its face, tau = `TAU_AREA
 triggers matters and one constant serves blocks of all sizes. Trues and scatter live with both of their blocks, randoms are
 2 tau s_i s_j of the live singles. A photon that piles up on another within the block's integration time leaves the energy
 window, which is lost by the same exp(-n tau): the constant stands for both losses together, and only their sum could be told
-from count rates. Scattered photons that pile-up lifts into the window, and limits of links and coincidence processors, are
-not modeled.
+from count rates. Scattered photons that pile-up lifts into the window are not modeled. A link that carries no more than so
+many singles a second (`CountRates.behind_link`) is there for long scanners.
 """
 
 import math
@@ -72,12 +72,13 @@ class Response:
 
 @dataclass(frozen=True)
 class CountRates:
-    """Rates in kcps against the activity concentration in kBq/mL, float64 arrays of one length."""
+    """Rates in kcps against the activity concentration in kBq/mL, float64 arrays of one length; singles of live blocks."""
 
     kbqml: np.ndarray
     trues: np.ndarray
     scatter: np.ndarray
     randoms: np.ndarray
+    singles: np.ndarray
 
     @property
     def prompts(self) -> np.ndarray:
@@ -96,6 +97,16 @@ class CountRates:
             return float(self.kbqml[i]), float(self.necr[i])
         a, b, c = np.polyfit(self.kbqml[i - 1 : i + 2] - self.kbqml[i], self.necr[i - 1 : i + 2], 2)
         return float(self.kbqml[i] - b / (2 * a)), float(c - b * b / (4 * a))
+
+    def behind_link(self, most_kcps: float) -> "CountRates":
+        """The same behind a link that carries at most so many singles.
+
+        Every coincidence needs two of them: trues, scatter and randoms all lose f^2, f = min(1, most / singles), and with
+        them the NECR.
+        """
+        share = np.minimum(1, most_kcps / np.maximum(self.singles, 1e-300))
+        both = share**2
+        return CountRates(self.kbqml, self.trues * both, self.scatter * both, self.randoms * both, self.singles * share)
 
 
 def random_rate(singles_i: np.ndarray, singles_j: np.ndarray, window_ns: float) -> np.ndarray:
@@ -179,7 +190,11 @@ def count_rates(scanner: Scanner, response: Response, tau_area_us_cm2: float = T
     # Half of the ordered pairs of singles.
     randoms = random_rate(singles, singles, scanner.given("coincidence_window_ns")) / 2 * response.random_share
     pairs = annihilations * photon_loss**2 * live_pairs * 1e-3
-    return CountRates(kbqml, pairs * response.trues, pairs * response.scatter, randoms * live_randoms * 1e-3)
+    rows = row_areas_cm2(scanner)
+    live_singles = (live * density * rows).sum(axis=1) / np.maximum((density * rows).sum(axis=1), 1e-300)
+    return CountRates(
+        kbqml, pairs * response.trues, pairs * response.scatter, randoms * live_randoms * 1e-3, singles * live_singles * 1e-3
+    )
 
 
 def calibrated_tau_area(scanner: Scanner, response: Response, photon_loss: float = 1.0) -> float:
@@ -210,6 +225,33 @@ def calibrated_tau_area(scanner: Scanner, response: Response, photon_loss: float
         else:
             high = middle
     return math.sqrt(low * high)
+
+
+def calibrated_link_kcps(scanner: Scanner, rates: CountRates) -> float:
+    """Singles that a link carries whose limit puts the peak of the NECR at the published activity: calibrated.
+
+    Beyond the limit the NECR falls as (most / singles)^2 T^2 / (T + S + R), before it nothing is lost. So the peak lies
+    where the limit is reached, if the NECR still rises there without it.
+
+    Parameters
+    ----------
+    scanner : Scanner
+    rates : CountRates
+        Without the link.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    DataError
+        Without a link the NECR peaks before the published activity.
+    """
+    wanted = scanner.given("peak_necr_kbqml")
+    if rates.peak()[0] < wanted:
+        raise DataError(f"scanner {scanner.name}: its NECR peaks below {wanted:g} kBq/mL without any limit of a link")
+    return float(np.interp(wanted, rates.kbqml, rates.singles))
 
 
 def light_sharing(scanner: Scanner, sensitivity_cps_per_kbq: float) -> float:

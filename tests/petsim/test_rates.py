@@ -18,6 +18,7 @@ from petsim.physics.rates import (
     block_area_cm2,
     block_dead_time_us,
     block_rows,
+    calibrated_link_kcps,
     calibrated_tau_area,
     count_rates,
     light_sharing,
@@ -139,6 +140,26 @@ def test_calibration_finds_the_dead_time_again(omni):
         calibrated_tau_area(replace(omni, peak_necr_kbqml=119.9), response(triggers=1e-2))
     with pytest.raises(DataError, match="peak_necr_kbqml"):
         calibrated_tau_area(load_scanner("vereos"), response())
+
+
+def test_a_link_caps_the_singles_and_sets_the_peak(omni):
+    """Below its limit nothing is lost; above it singles stay, and pairs lose what two singles lose."""
+    free = count_rates(omni, response(), 2.0)
+    per_kbqml = 1e3 * PHANTOM_ML * 0.9686 / 1e3
+    live = np.exp(-free.kbqml * per_kbqml * 1e3 * 1e-4 * 2e-6)
+    np.testing.assert_allclose(free.singles, free.kbqml * per_kbqml * 0.2 * live)
+    limit = 0.5 * float(free.singles.max())
+    capped = free.behind_link(limit)
+    over = free.singles > limit
+    assert over.any() and np.array_equal(capped.trues[~over], free.trues[~over])
+    np.testing.assert_allclose(capped.singles[over], limit)
+    for name in ("trues", "scatter", "randoms", "necr"):
+        np.testing.assert_allclose(getattr(capped, name), getattr(free, name) * (capped.singles / free.singles) ** 2)
+    wanted = 0.8 * free.peak()[0]
+    found = calibrated_link_kcps(replace(omni, peak_necr_kbqml=wanted), free)
+    assert free.behind_link(found).peak()[0] == pytest.approx(wanted, abs=0.1)
+    with pytest.raises(DataError, match="without any limit"):
+        calibrated_link_kcps(replace(omni, peak_necr_kbqml=1.1 * free.peak()[0]), free)
 
 
 def test_light_sharing_is_for_light_sharing_blocks_only():
