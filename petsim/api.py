@@ -9,7 +9,10 @@ from data_recipes.contour import with_mu
 from data_recipes.errors import UsageError
 from data_recipes.grid import Grid
 from data_recipes.subject import Injection, Subject
+from petsim.bed_simulation import simulate_beds
+from petsim.beds import plan_beds
 from petsim.memory import memory_budget
+from petsim.output_grid import check_output, on_grid
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
 from petsim.simulation import Simulation, simulate_plan
@@ -39,7 +42,7 @@ def simulate(
     drf : sequence of float
         Dose reduction factors; 1 is always made.
     preset : str
-        "fast", "standard" or "full".
+        "fast", "standard", "full" or one of a vendor, see `petsim.presets`.
     seed : int
     voxel_mm : sequence of float
         Voxel edges (x, y, z) of an array.
@@ -77,5 +80,14 @@ def simulate(
         )
     subject = with_mu(subject)
     chosen = SimulationSettings(drf=tuple(map(float, drf)), scanner=scanner, preset=preset, seed=seed, **settings)
-    plan = plan_subject(subject, chosen)
-    return simulate_plan(plan, chosen, memory_budget(memory_gb), keep_sinograms)
+    budget = memory_budget(memory_gb)
+    if chosen.grid is not None:
+        check_output(chosen.grid, len(chosen.ladder()) * chosen.realizations, budget)
+    if chosen.beds is None:
+        plan = plan_subject(subject, chosen)
+        subject, result = plan.subject, simulate_plan(plan, chosen, budget, keep_sinograms)
+    elif keep_sinograms:
+        raise UsageError("keep_sinograms: counts of several bed positions are not kept; leave it out, or beds")
+    else:
+        result = simulate_beds(plan_beds(subject, chosen), chosen, budget)
+    return result if chosen.grid is None else on_grid(result, subject, chosen.grid)

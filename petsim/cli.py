@@ -9,9 +9,9 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 import petsim
 from data_recipes.errors import UsageError
 from petsim import command_line
+from petsim.presets import NAMED_PRESETS, PRESETS, preset_lines
 from petsim.settings import (
     DRF_SETS,
-    PRESETS,
     CorrectionKind,
     DoseMode,
     FullDose,
@@ -64,7 +64,8 @@ class MakeDataset:
     subjects: int = 4
     """Number of generated patients."""
     preset: str | None = None
-    """fast, standard or full. Default: fast for generated patients, standard for images."""
+    """fast, standard, full or one of a vendor, see petsim reconstruct --list-presets. Default: fast for generated patients,
+    standard for images."""
     full_dose: FullDose | None = None
     """source: DRF 1 is the image itself and noise is inserted for lower doses (default for images); simulated: DRF 1 is
     a new reconstruction (generated patients)."""
@@ -115,6 +116,12 @@ class MakeDataset:
     """Axial position of the subject (patient z) that lies at the scanner's center."""
     slab: float | None = None
     """Axial length in mm of a short part to simulate, as a preview."""
+    beds: str | None = None
+    """Bed positions for a subject longer than the scanner: a number, or auto for as many as hold it."""
+    bed_overlap: float | None = None
+    """Overlap of bed positions as a part of the axial field of view. Default: the scanner's usual one, else 0.25."""
+    grid: str | None = None
+    """Resample the images to the voxels of a public data set: quadra or uexplorer."""
     memory_gb: float = 8.0
     """Memory a worker may use; what does not fit is computed anew (slower, same numbers)."""
     workers: int = 1
@@ -251,6 +258,64 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Reconstruct:
+    """Reconstruct list-mode files or sinograms at full dose to NIfTI images."""
+
+    source: Positional[tuple[str, ...]] = ()
+    """List-mode file or sinogram (see petsim thin), several allowed."""
+    preset: str = "standard"
+    """How fine and how reconstructed; --list-presets lists all."""
+    list_presets: bool = False
+    """Print all presets with the source of every field, and stop."""
+    out: str = "petsim-images"
+    """Folder for the images, each with a JSON of the same name."""
+    scanner: str | None = None
+    """Scanner of data that do not name theirs, see `petsim scanners`, or a TOML file."""
+    ct: str | None = None
+    """CT (DICOM folder, or NIfTI in HU) in the scanner's coordinates, for attenuation and scatter."""
+    ct_kvp: float | None = None
+    """Tube voltage of a CT that does not say."""
+    ct_remove_table: bool = False
+    """Take the couch out of the CT."""
+    mu: str | None = None
+    """mu-map, NIfTI in 1/cm, in the scanner's coordinates."""
+    normalization: str | None = None
+    """Crystal efficiencies, .npy (crystals a ring, rings), or estimate: from the delayeds."""
+    scatter: Literal["simulated", "none"] = "simulated"
+    """Estimate scatter where there is attenuation, or leave it out."""
+    voxel_mm: float | None = None
+    """Transaxial voxel of the images, instead of the preset's."""
+    iterations: int | None = None
+    """OSEM iterations, instead of the preset's."""
+    subsets: int | None = None
+    """OSEM subsets, instead of the preset's."""
+    filter_mm: float | None = None
+    """FWHM of the Gaussian post-filter, instead of the preset's."""
+    no_psf: bool = False
+    """Reconstruct without the point spread function."""
+    fov_mm: float | None = None
+    """Transaxial field of view."""
+    center_mm: float | None = None
+    """Axial position in the coordinates of CT and mu-map of the scanner's center."""
+    grid: str | None = None
+    """Resample the images to the voxels of a public data set: quadra or uexplorer."""
+    activity_mbq: float | None = None
+    """Injected activity, where the data do not say."""
+    uptake_s: float | None = None
+    """Seconds from injection to scan start."""
+    weight_kg: float | None = None
+    """Body weight."""
+    memory_gb: float = 8.0
+    """Memory that may be used."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where projections run; auto takes a GPU when there is one."""
+    backend: Literal["auto", "numba", "cuda", "parallelproj"] = "auto"
+    """What projects; parallelproj must be installed."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
 class Scanners:
     """List the scanners, or print one with the source of every field."""
 
@@ -324,6 +389,7 @@ Command = Annotated[
     | Annotated[Export, subcommand("export")]
     | Annotated[Thin, subcommand("thin")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Scanners, subcommand("scanners")]
     | Annotated[Nema, subcommand("nema")]
     | Annotated[Calibrate, subcommand("calibrate")]
@@ -370,6 +436,8 @@ def _run(command: Any) -> dict[str, Any]:
         return _thin(command)
     if isinstance(command, Convert):
         return _convert(command)
+    if isinstance(command, Reconstruct):
+        return _reconstruct(command)
     return _scanners(command)
 
 
@@ -395,6 +463,15 @@ def parse_shard(text: str) -> tuple[int, int]:
     raise UsageError(f"--shard: '{text}' is not I/N with 1 <= I <= N, such as 1/8")
 
 
+def parse_beds(text: str | None) -> int | Literal["auto"] | None:
+    """auto, or a number of bed positions."""
+    if text is None or text == "auto":
+        return text
+    if text.isdigit():
+        return int(text)
+    raise UsageError(f"--beds: '{text}' is not a number of bed positions; give auto or such as 5")
+
+
 def request_of(command: MakeDataset) -> Any:
     """The request that a make-dataset command stands for."""
     from petsim.dataset import Request, are_raw, check_request
@@ -403,7 +480,7 @@ def request_of(command: MakeDataset) -> Any:
     images = bool(command.source)
     scanner = command.scanner or DEFAULT_SCANNER
     if are_raw(command.source):
-        scanner = _recorded_scanner(command)
+        scanner = _recorded_scanner(command.source, command.scanner)
     backend, _ = choose_backend(command.backend, command.device)
     drfs = parse_drfs(command.drf) if command.drf_set is None else DRF_SETS[command.drf_set]
     settings = SimulationSettings(
@@ -416,7 +493,7 @@ def request_of(command: MakeDataset) -> Any:
         center_mm=command.center_mm, slab_mm=command.slab, backend=backend, scatter=command.scatter, randoms=command.randoms,
         corrections=command.corrections, drift=command.drift, mu_shift=command.mu_shift,
         truncation_mm=command.truncation_mm, psf=not command.no_psf, respiratory_mm=command.respiratory_mm,
-        vary=command.vary,
+        vary=command.vary, beds=parse_beds(command.beds), bed_overlap=command.bed_overlap, grid=command.grid,
     )  # fmt: skip
     read = ReadOptions(
         units=command.source_units, sidecar=command.sidecar, fwhm_mm=command.source_fwhm_mm, weight_kg=command.weight_kg,
@@ -428,14 +505,14 @@ def request_of(command: MakeDataset) -> Any:
     return request
 
 
-def _recorded_scanner(command: MakeDataset) -> str:
+def _recorded_scanner(sources: tuple[str, ...], given: str | None) -> str:
     from pathlib import Path
 
     from petsim.recorded import scanner_of
 
-    found = {scanner_of(Path(path), command.scanner) for path in command.source}
+    found = {scanner_of(Path(path), given) for path in sources}
     if len(found) > 1:
-        raise UsageError(f"SOURCE: list-mode files of {' and '.join(sorted(found))}; make a dataset of each")
+        raise UsageError(f"SOURCE: raw data of {' and '.join(sorted(found))}; take those of each scanner alone")
     return found.pop()
 
 
@@ -628,6 +705,44 @@ def _convert(command: Convert) -> dict[str, Any]:
     print(f"{result['prompts']:,} prompts, {result['delayeds']:,} delayeds")
     for warning in result["warnings"]:
         print(f"  warning: {warning}")
+    return result
+
+
+def _reconstruct(command: Reconstruct) -> dict[str, Any]:
+    if command.list_presets:
+        print("\n".join(preset_lines()))
+        return {"presets": {name: {"title": p.title, "fields": p.values, "sources": p.sources}
+                            for name, p in NAMED_PRESETS.items()}}  # fmt: skip
+    from pathlib import Path
+
+    from petsim.memory import keep_freed_memory, memory_budget
+    from petsim.progress import progress_bar
+    from petsim.projectors.choose import choose_backend
+    from petsim.rawdata.formats import is_listmode
+    from petsim.reconstruct_files import reconstruct_files
+
+    raw = bool(command.source) and all(is_listmode(Path(path)) for path in command.source)
+    backend, reason = choose_backend(command.backend, command.device)
+    settings = SimulationSettings(
+        drf=(), scanner=_recorded_scanner(command.source, command.scanner) if raw else DEFAULT_SCANNER,
+        preset=command.preset, full_dose="source", fov_mm=command.fov_mm, voxel_mm=command.voxel_mm,
+        iterations=command.iterations, subsets=command.subsets, filter_mm=command.filter_mm, center_mm=command.center_mm,
+        backend=backend, scatter=command.scatter, psf=not command.no_psf, grid=command.grid,
+    )  # fmt: skip
+    read = ReadOptions(
+        weight_kg=command.weight_kg, injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct,
+        mu=command.mu, ct_kvp=command.ct_kvp, ct_without_table=command.ct_remove_table, normalization=command.normalization,
+    )  # fmt: skip
+    keep_freed_memory()
+    with progress_bar(max(1, len(command.source))) as report:
+        result = reconstruct_files(
+            command.source, Path(command.out), settings, read, memory_budget(command.memory_gb), report
+        )  # fmt: skip
+    for image in result["images"]:
+        print(f"{image['file']}: {image['prompts']:,} prompts")
+        for warning in image["warnings"]:
+            print(f"  warning: {warning}")
+    print(f"projections: {backend}, {reason}")
     return result
 
 

@@ -20,7 +20,7 @@ from petsim.physics.randoms import DelayedWindow
 from petsim.physics.scatter import POINT_MM, ScatterTable, single_scatter
 from petsim.physics.scatter_tails import TailSums
 from petsim.plan import Plan
-from petsim.reconstruct import Corrections, Reconstructor
+from petsim.reconstruct import Corrections, Reconstructor, Surroundings
 from petsim.settings import SimulationSettings
 
 SCATTER_FWHM_MM = 12.0
@@ -107,6 +107,11 @@ class Estimator:
             shares_scatter=False,
         )
 
+    def seen(self, around: Surroundings) -> Surroundings:
+        """Surroundings with the mu-map in use."""
+        mu = apply_mismatch(around.mu_per_cm, around.grid, self.mismatch, self.plan.center_mm)
+        return replace(around, mu_per_cm=mu)
+
     def randoms(self, window: DelayedWindow, ladder: DoseLadder, images: int) -> tuple[DoseRates, ...]:
         """Rates by image with singles from the delayeds of a realization (expected ones for an image beyond the doses)."""
         rates = self.model.rates
@@ -172,19 +177,16 @@ def first_iteration(start: Reconstructor, data: Data, step: Callable[[], None]) 
 def refreshed(reconstructor: Reconstructor, raw: np.ndarray, data: Data, point_mm: float = POINT_MM) -> Reconstructor:
     """The reconstructor with the single scatter of its images `raw`, smoothed and scaled to tails beside the body."""
     plan, corrections = reconstructor.plan, reconstructor.corrections
-    images = [
-        gaussian(
-            image / np.float32(r.counts_per_unit),
-            (SCATTER_FWHM_MM, SCATTER_FWHM_MM, SCATTER_FWHM_MM),
-            plan.grid.spacing_mm,
-        )
-        for image, r in zip(raw, corrections.rates, strict=True)
-    ]
+    sharp = np.stack([image / np.float32(r.counts_per_unit) for image, r in zip(raw, corrections.rates, strict=True)])
+    around, mu, grid = corrections.surroundings, corrections.mu_per_cm, plan.grid
+    if around is not None:
+        sharp, mu, grid = around.holding(sharp), around.mu_per_cm, around.grid
+    width = (SCATTER_FWHM_MM, SCATTER_FWHM_MM, SCATTER_FWHM_MM)
     table = single_scatter(
         plan.layout,
-        np.stack(images),
-        corrections.mu_per_cm,
-        plan.grid,
+        np.stack([gaussian(image, width, grid.spacing_mm) for image in sharp]),
+        mu,
+        grid,
         plan.center_mm,
         acceptance(plan.scanner),
         point_mm=point_mm,

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_recipes.errors import DataError, UsageError
 from data_recipes.subject import Subject
+from petsim.presets import GRIDS
 from petsim.settings import ReadOptions, SimulationSettings
 from petsim.workers import Report, in_processes, on_dask
 
@@ -110,7 +111,7 @@ def configuration(request: Request) -> dict[str, Any]:
     read["attenuation"] = "ct" if request.read.ct else "given" if request.read.mu else "default"
     for k, path in files.items():
         read[f"{k}_sha256"] = _content_sha256(Path(path))
-    settings = dataclasses.asdict(request.settings)
+    settings = request.settings.as_json()
     settings["drf"] = list(request.settings.ladder())
     settings["scanner"] = scanner.name
     # Our own backends give the same numbers; parallelproj does not at the border of the image.
@@ -122,10 +123,14 @@ def configuration(request: Request) -> dict[str, Any]:
         from petsim.vary import RANGES
 
         settings["vary_ranges"] = dataclasses.asdict(RANGES)
+    fields = {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title")}
+    if request.settings.beds is None:
+        # It came later, and means nothing without bed positions.
+        del fields["protocol_bed_overlap"]
     return {
         **settings,
-        "preset_values": dataclasses.asdict(request.settings.resolved_preset()),
-        "scanner_fields": {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title")},
+        "preset_values": request.settings.resolved_preset().as_json(),
+        "scanner_fields": fields,
         "read": read,
         "source": "raw" if are_raw(request.sources) else "image" if request.sources else "whole-body",
         "save": sorted(request.save),
@@ -242,6 +247,8 @@ def _make(request: Request, digest: str, job: Job, report: Report) -> dict[str, 
 
 def make_subject(job: Job, request: Request, digest: str, report: Report) -> dict[str, Any]:
     """Simulate one subject and write its file, unless that is there."""
+    from petsim.bed_simulation import simulate_beds
+    from petsim.beds import BedPlan, plan_beds
     from petsim.cache.store import SubjectFile, write_subject
     from petsim.memory import memory_budget
     from petsim.plan import plan_subject
@@ -259,12 +266,18 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
         with SubjectFile(path):
             return {"name": subject.name, "made": False}
     subject, settings = settings_for(subject, request)
-    plan = plan_subject(subject, settings)
-    _check_disk(out, plan, request)
-    result = simulate_plan(
-        plan, settings, memory_budget(request.memory_gb), "sinogram" in request.save,
-        lambda what, fraction: report(job.name, what, fraction), _listmode_folder(request),
-    )  # fmt: skip
+    plan = plan_subject(subject, settings) if settings.beds is None else plan_beds(subject, settings)
+    _check_room(out, plan, request)
+    budget = memory_budget(request.memory_gb)
+
+    def told(what: str, fraction: float) -> None:
+        report(job.name, what, fraction)
+
+    if isinstance(plan, BedPlan):
+        result = simulate_beds(plan, settings, budget, told)
+    else:
+        result = simulate_plan(plan, settings, budget, "sinogram" in request.save, told, _listmode_folder(request))
+    result = _on_output_grid(result, plan.subject, request)
     report(job.name, "writing", 1.0)
     if settings.vary:
         from petsim.vary import described
@@ -272,6 +285,14 @@ def make_subject(job: Job, request: Request, digest: str, report: Report) -> dic
         result.provenance["vary"] = described(settings)
     write_subject(path, _record(plan.subject, result, request, digest))
     return _told(subject, result)
+
+
+def _on_output_grid(result: Any, subject: Subject, request: Request) -> Any:
+    """The result on the grid that was asked for, if any."""
+    from petsim.output_grid import on_grid
+
+    name = request.settings.grid
+    return result if name is None else on_grid(result, subject, name)
 
 
 def _listmode_folder(request: Request) -> Path | None:
@@ -307,11 +328,12 @@ def _make_recorded(job: Job, request: Request, digest: str, report: Report) -> d
     if path.exists():
         with SubjectFile(path):
             return {"name": plan.subject.name, "made": False}
-    _check_disk(out, plan, request)
+    _check_room(out, plan, request)
     subject, result = reconstruct_recorded(
         source, plan, settings, request.read, memory_budget(request.memory_gb), "sinogram" in request.save,
         lambda what, fraction: report(job.name, what, fraction),
     )  # fmt: skip
+    result = _on_output_grid(result, subject, request)
     report(job.name, "writing", 1.0)
     write_subject(path, _record(subject, result, request, digest))
     return _told(subject, result)
@@ -331,13 +353,21 @@ def bytes_on_disk(plan: Any, request: Request) -> float:
     import math
 
     doses, realizations = len(request.settings.ladder()), request.settings.realizations
-    voxels = math.prod(plan.grid.shape)
-    padded = math.prod(32 * math.ceil(n / 32) for n in plan.grid.shape)
+    shape = plan.grid.shape if request.settings.grid is None else GRIDS[request.settings.grid].shape
+    voxels = math.prod(shape)
+    padded = math.prod(32 * math.ceil(n / 32) for n in shape)
     sinogram = 2 * doses * realizations * math.prod(plan.layout.shape) if "sinogram" in request.save else 0
     return 2 * padded * doses * realizations + 7 * max(voxels, padded) + sinogram + 1e5
 
 
-def _check_disk(out: Path, plan: Any, request: Request) -> None:
+def _check_room(out: Path, plan: Any, request: Request) -> None:
+    """Refuse what disk, or memory for the output grid, does not hold, before the work."""
+    settings = request.settings
+    if settings.grid is not None:
+        from petsim.memory import memory_budget
+        from petsim.output_grid import check_output
+
+        check_output(settings.grid, len(settings.ladder()) * settings.realizations, memory_budget(request.memory_gb))
     free, needed = shutil.disk_usage(out).free, bytes_on_disk(plan, request)
     if needed > free:
         raise DataError(
@@ -401,6 +431,9 @@ def _versions() -> dict[str, str]:
 def check_request(request: Request) -> None:
     """Refuse flags that do not go together."""
     settings = request.settings
+    if settings.beds is not None and set(request.save) != {"recon"}:
+        raise UsageError("--save: counts and events of several bed positions cannot be stored; leave out sinogram and "
+                         "listmode, or --beds")  # fmt: skip
     if "listmode" in request.save and (settings.mode != "thin" or are_raw(request.sources)):
         what = (
             f"in mode {settings.mode} comes from petsim thin" if settings.mode != "thin" else "of raw data is there already"
@@ -429,7 +462,7 @@ def _check_raw(request: Request) -> None:
     """Refuse what says nothing about recorded data."""
     usual = SimulationSettings()
     names = ("counts", "duration_s", "slab_mm", "randoms", "corrections", "drift", "mu_shift", "truncation_mm",
-             "respiratory_mm", "vary")  # fmt: skip
+             "respiratory_mm", "vary", "beds", "bed_overlap")  # fmt: skip
     flags = [f"--{'slab' if n == 'slab_mm' else n.replace('_', '-')}" for n in names
              if getattr(request.settings, n) != getattr(usual, n)]  # fmt: skip
     flags += ["--scatter monte-carlo"] if request.settings.scatter == "monte-carlo" else []

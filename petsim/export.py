@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from data_recipes.errors import DataError
-from petsim.cache.store import SubjectFile, read_index, subject_files, whole_or_nothing
+from petsim.cache.store import SubjectFile, read_index, subject_files
+from petsim.nifti_file import write_nifti
 
 
 def dose_name(drf: float) -> str:
@@ -47,28 +47,13 @@ def export_nifti(dataset: Path, out: Path, unit: str = "bqml") -> list[str]:
                 raise DataError(f"{path.name}: no SUV without weight, activity and uptake time; export with --unit bqml")
             for k, drf in enumerate(f.drfs):
                 for r in range(f.dataset("recon").shape[1]):
-                    written.append(_write(out, f"{f.name}_{dose_name(drf)}_real-{r}", f.image(k, r) * factor, f.affine))
+                    written.append(write_nifti(out, f"{f.name}_{dose_name(drf)}_real-{r}", f.image(k, r) * factor, f.affine))
             noise_free = f.array("reference/noise_free")
             if noise_free is not None:
-                written.append(_write(out, f"{f.name}_noise-free", noise_free * factor, f.affine))
+                written.append(write_nifti(out, f"{f.name}_noise-free", noise_free * factor, f.affine))
             for name, scale in (("activity", factor), ("mu", 1.0), ("labels", None)):
                 values = f.array(f"truth/{name}")
                 if values is not None:
                     values = values if scale is None else values.astype(np.float32) * np.float32(scale)
-                    written.append(_write(out, f"{f.name}_{name}", values, f.affine))
+                    written.append(write_nifti(out, f"{f.name}_{name}", values, f.affine))
     return written
-
-
-def _write(out: Path, name: str, values: np.ndarray, affine: np.ndarray) -> str:
-    image = nib.Nifti1Image(values, affine)  # pyright: ignore[reportPrivateImportUsage]
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    final = out / f"{name}.nii.gz"
-    # nibabel chooses compression by the ending, which the temporary name does not have.
-    with whole_or_nothing(final) as temporary:
-        import gzip
-
-        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as handle:
-            handle.write(image.to_bytes())
-    return final.name

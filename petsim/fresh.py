@@ -124,6 +124,11 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
         raise DataError(f"{subject}: its configuration has no {error}; make it again") from None
     if known["source"] == "raw":
         raise DataError(f"{folder.name}: recorded scans have one draw of the noise; fresh ones need simulated subjects")
+    if known.get("beds") is not None or known.get("grid") is not None:
+        raise DataError(
+            f"{folder.name}: was made with --beds or --grid, of which there are no fresh realizations; make a dataset "
+            "without, or with more --realizations"
+        )
     if images and not paths.sources:
         raise DataError(
             f"{folder.name}: was made from images, of which it knows no path; name them with petsim serve-cache --source"

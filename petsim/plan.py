@@ -11,8 +11,9 @@ from data_recipes.resample import crop_axially
 from data_recipes.subject import Subject
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
 from petsim.geometry.sinogram import SinogramLayout, fitting_grid, preset_layout
+from petsim.presets import Preset
 from petsim.projectors.sinogram import PARTS
-from petsim.settings import Preset, SimulationSettings
+from petsim.settings import SimulationSettings
 
 PHANTOM_FOV_MM = 480.0
 """Transaxial field of view for generated subjects, equal for all of them so that their volumes have one shape."""
@@ -46,6 +47,8 @@ class Plan:
     fwhm_mm : tuple of float
         Blur that the forward model still applies.
     warnings : tuple of str
+    bed : int, optional
+        Number of the bed position, of a scan of several: each has noise of its own.
     """
 
     subject: Subject
@@ -60,6 +63,12 @@ class Plan:
     duration_s: float
     fwhm_mm: tuple[float, float, float]
     warnings: tuple[str, ...]
+    bed: int | None = None
+
+    @property
+    def noise_name(self) -> str:
+        """What keys the noise, beside seed and realization."""
+        return self.subject.name if self.bed is None else f"{self.subject.name}/bed-{self.bed}"
 
     @property
     def views_at_once(self) -> int:
@@ -119,7 +128,7 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
         raise DataError(f"{subject.name}: no mu-map; give --ct or --mu, or let the PET contour make one")
     x, y, _ = subject.grid.center_mm
     center = (x, y, center_z)
-    fov = settings.fov_mm or _fov_of(subject, center)
+    fov = settings.fov_mm or fov_of(subject, center)
     layout = preset_layout(scanner, preset, fov)
     if preset.subsets > layout.views:
         raise UsageError(f"--subsets: {preset.subsets} subsets are more than the {layout.views} views")
@@ -170,8 +179,9 @@ def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettin
         holders = [n for n in scanner_names() if load_scanner(n).axial_length_mm >= subject.grid.extent_mm[2]]
         raise DataError(
             f"{subject.name} is {subject.grid.extent_mm[2]:.0f} mm long, more than the {scanner.axial_length_mm:.0f} mm of "
-            f"{scanner.name}; use --scanner {' or '.join(holders) or 'with a longer field of view'}, or --center-mm Z "
-            f"({bottom:.0f} to {top:.0f}) to scan a part"
+            f"{scanner.name}; use --beds auto for several bed positions, --scanner "
+            f"{' or '.join(holders) or 'with a longer field of view'}, or --center-mm Z ({bottom:.0f} to {top:.0f}) to scan "
+            "a part"
         )
     half_slice = subject.grid.spacing_mm[2] / 2
     low, high = center - length / 2 + half_slice - 1e-6, center + length / 2 - half_slice + 1e-6
@@ -185,7 +195,7 @@ def _scanned_part(subject: Subject, scanner: Scanner, settings: SimulationSettin
     return part, center
 
 
-def _fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
+def fov_of(subject: Subject, center: tuple[float, float, float]) -> float:
     """Field of view that holds the body, in steps of 20 mm, within that of the source; one for all generated subjects."""
     if not subject.is_noisy:
         return PHANTOM_FOV_MM

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from petsim.acquisition import COMPONENTS, AcquisitionModel
+from petsim.beds import BedPlan, plan_beds
 from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject, settings_for
 from petsim.memory import memory_budget
@@ -41,8 +42,10 @@ def preview(request: Request) -> dict[str, Any]:
     """
     jobs = jobs_of(request)
     subject, asked = settings_for(load_subject(jobs[0], request), request)
-    plan = plan_subject(subject, asked)
-    settings = dataclasses.replace(asked, photons=min(asked.photons, PHOTONS))
+    scan = plan_subject(subject, asked) if asked.beds is None else plan_beds(subject, asked)
+    plans = [bed.started() for bed in scan.beds] if isinstance(scan, BedPlan) else [scan]
+    plan = plans[0]
+    settings = dataclasses.replace(asked, photons=min(asked.photons, PHOTONS), beds=None, bed_overlap=None)
     doses = settings.ladder()
     started = time.perf_counter()
     model = build_model(plan, settings)
@@ -51,11 +54,17 @@ def preview(request: Request) -> dict[str, Any]:
     noise_free = not subject.is_noisy
     check_memory(plan, settings, budget)
     expected = expected_counts(model, settings.mode)
+    for other in plans[1:]:
+        expected = expected + expected_counts(build_model(other, settings), settings.mode)
     prompts = expected.sum(axis=1)
     held = storage(plan, settings, noise_free, float(prompts[0]), budget)
     least = plan.bytes_needed(len(doses) + noise_free, len(doses), settings.live_fractions)
     seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn", building)
-    noise, region = _noise(plan, settings, budget)
+    # Estimated corrections take a rough reconstruction of all positions first.
+    seconds *= len(plans) * (2 if len(plans) > 1 and settings.corrections == "estimated" else 1)
+    noise, region = None, "not measured for several bed positions"
+    if asked.beds is None:
+        noise, region = _noise(plan, settings, budget)
     inj = plan.subject.injection
     return {
         "subject": subject.name,
@@ -65,7 +74,8 @@ def preview(request: Request) -> dict[str, Any]:
         "mu_source": subject.mu_source,
         "scanner": plan.scanner.name,
         "duration_s": plan.duration_s,
-        "grid": {"shape": list(plan.grid.shape), "voxel_mm": [round(v, 4) for v in plan.grid.spacing_mm]},
+        "grid": {"shape": list(scan.grid.shape), "voxel_mm": [round(v, 4) for v in scan.grid.spacing_mm]},
+        "beds": len(plans),
         "layout": {"bins": list(plan.layout.shape), "lors": plan.layout.lors},
         "mode": settings.mode,
         "expected_prompts": _by_dose(doses, np.rint(prompts).astype(int)),
@@ -77,8 +87,8 @@ def preview(request: Request) -> dict[str, Any]:
         "seconds_per_subject": round(seconds, 1),
         "memory_gb": round((least + held.counts_bytes + held.expected_bytes) / 1e9, 2),
         "counts_held_in": held.counts,
-        "disk_mb_per_subject": round(bytes_on_disk(plan, request) / 1e6, 1),
-        "warnings": list(plan.warnings),
+        "disk_mb_per_subject": round(bytes_on_disk(scan, request) / 1e6, 1),
+        "warnings": list(scan.warnings),
     }
 
 

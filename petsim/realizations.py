@@ -17,7 +17,7 @@ from petsim.counts import CountStream, Storage, draw_by_component, draw_thinned
 from petsim.dose import DoseLadder
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import Plan
-from petsim.reconstruct import Corrections, Reconstructor
+from petsim.reconstruct import Corrections, Reconstructor, Surroundings
 from petsim.settings import SimulationSettings
 from petsim.simulated_events import EventWriter
 
@@ -66,10 +66,16 @@ class Realizations:
         Of both.
     storage : Storage
         Where counts and expected counts are held.
+    around : callable, optional
+        Number of a realization -> what other bed positions tell, by image.
     """
 
-    def __init__(self, plan: Plan, settings: SimulationSettings, model: AcquisitionModel, storage: Storage) -> None:
+    def __init__(
+        self, plan: Plan, settings: SimulationSettings, model: AcquisitionModel, storage: Storage,
+        around: Callable[[int], Surroundings] | None = None,
+    ) -> None:  # fmt: skip
         self._plan, self._settings, self._model, self._storage = plan, settings, model, storage
+        self._around = around
         self._recording = _Recording(model, settings.mode, hold=bool(storage.expected_bytes))
         self.estimator = Estimator.of(plan, settings, model) if settings.corrections == "estimated" else None
         self._window = DelayedWindow.of(plan.layout) if settings.randoms == "simulated" else None
@@ -95,7 +101,7 @@ class Realizations:
                 recon = self._reconstructors[max(self._reconstructors)][1].of_first(images)
             else:
                 start = true if self.estimator is None else self.estimator.start(true)
-                recon = Reconstructor(self._plan, self._model.operator, start, self._settings.psf)
+                recon = Reconstructor(self._plan, self._model.operator, start, self._settings.models_psf)
             self._reconstructors[images] = true, recon
         return self._reconstructors[images]
 
@@ -119,7 +125,7 @@ class Realizations:
         """
         plan, estimator = self._plan, self.estimator
         drfs = self._settings.ladder()
-        ladder = DoseLadder(drfs, self._settings.seed, plan.subject.name, number)
+        ladder = DoseLadder(drfs, self._settings.seed, plan.noise_name, number)
         wanted = len(drfs) + noise_free
         true, recon = self.reconstructor(wanted)
         order = list(range(plan.preset.subsets))
@@ -133,6 +139,9 @@ class Realizations:
             if estimator is not None and self._window is not None:
                 rates = estimator.randoms(self._window, ladder, wanted)
                 recon = recon.believing(replace(recon.corrections, rates=rates))
+            if estimator is not None and self._around is not None:
+                seen = estimator.seen(self._around(number))
+                recon = recon.believing(replace(recon.corrections, surroundings=seen))
             raw, left = None, plan.preset.iterations
             if self._finds_scatter:
                 recon, first = first_iteration(recon, data, step)

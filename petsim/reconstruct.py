@@ -8,6 +8,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+from data_recipes.grid import Grid
 from petsim.dose_rates import BinRates, DoseRates
 from petsim.filters import gaussian
 from petsim.physics.attenuation import survival
@@ -17,6 +18,34 @@ from petsim.physics.singles import DetectorAreas
 from petsim.plan import Plan
 from petsim.projectors.contract import SinogramOperator
 from petsim.recon.osem import osem
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What other bed positions tell of the part of the subject around the one that is reconstructed.
+
+    Parameters
+    ----------
+    activity_bqml : ndarray
+        (images, x, y, z) at the start of this position.
+    mu_per_cm : ndarray
+        (x, y, z).
+    grid : Grid
+        Of both; that of the plan, with more slices at the ends.
+    first : int
+        Slice at which the grid of the plan begins.
+    """
+
+    activity_bqml: np.ndarray
+    mu_per_cm: np.ndarray
+    grid: Grid
+    first: int
+
+    def holding(self, images: np.ndarray) -> np.ndarray:
+        """The activity with images of this position (images, x, y, z) in their place."""
+        whole = self.activity_bqml.copy()
+        whole[..., self.first : self.first + images.shape[-1]] = images
+        return whole
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,8 @@ class Corrections:
         All images have the scatter of the table's image 0, instead of one of their own.
     scatter_scales : tuple of dict
         By image: scale that was put on the single scatter, and how it was found; JSON types.
+    surroundings : Surroundings, optional
+        Of which photons scatter into this field of view too.
     """
 
     mu_per_cm: np.ndarray
@@ -46,6 +77,7 @@ class Corrections:
     scatter: ScatterTable | None = None
     shares_scatter: bool = False
     scatter_scales: tuple[dict[str, Any], ...] = ()
+    surroundings: Surroundings | None = None
 
 
 class Reconstructor:

@@ -286,7 +286,7 @@ class _Recorded:
         mu = plan.subject.mu_per_cm
         assert mu is not None
         corrections = Corrections(mu, self._efficiencies, self._rates, self._areas)
-        recon = Reconstructor(plan, projector_class(settings.backend), corrections, settings.psf)
+        recon = Reconstructor(plan, projector_class(settings.backend), corrections, settings.models_psf)
         preset, order = plan.preset, list(range(plan.preset.subsets))
         finds_scatter = settings.scatter != "none" and bool(mu.any())
         updates, done = preset.subsets * (max(2, preset.iterations) if finds_scatter else preset.iterations), 0
@@ -373,7 +373,7 @@ def _provenance(
         "layout": describe_layout(plan.layout),
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
-            "psf_fwhm_mm": list(scanner.given("resolution_fwhm_mm")) if settings.psf else None,
+            "psf_fwhm_mm": list(scanner.given("resolution_fwhm_mm")) if settings.models_psf else None,
             "post_filter_fwhm_mm": preset.filter_mm, "corrections": "estimated",
             "normalization": how.get(options.normalization, "given"),
             "by_realization": [{"scatter_scales": m.scales} for m in made],

@@ -261,6 +261,18 @@ def _unfitted(s: _Summary, how: str) -> str:
     return ", ".join(parts)
 
 
+def _scan_facts(s: _Summary) -> list[tuple[str, str]]:
+    """Bed positions and output grid, where there are any."""
+    beds, grid = s.provenance.get("beds"), s.provenance.get("output_grid")
+    facts = []
+    if beds:
+        facts.append(("Scan", f"{len(beds['table'])} bed positions that overlap by {100 * beds['overlap']:.0f} %, "
+                              f"{beds['order']}"))  # fmt: skip
+    if grid:
+        facts.append(("Output grid", f"{grid['title']}; {grid['noise']}"))
+    return facts
+
+
 def _lines_text(s: _Summary) -> str:
     if s.mode == "thin":
         return "lines: what is expected from DRF 1."
@@ -288,6 +300,7 @@ def _dataset_facts(subjects: list[_Summary]) -> list[tuple[str, str]]:
         ("Doses", _doses_text(first)),
         ("Dose mode", f"{first.mode}: {_mode_text(first)}"),
         ("Realizations", realizations),
+        *_scan_facts(first),
         ("Preset", str(config.get("preset", "unknown"))),
         ("Merged", "; ".join(f"{'TOF' if k == 'tof' else k} {v}" for k, v in merged.items()) or "unknown"),
         ("Reconstruction", "; ".join(a for a in algorithm if a)),

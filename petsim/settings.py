@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from data_recipes.errors import UsageError
+from petsim.presets import ALGORITHMS, GRIDS, PRESETS, Preset
 
 DoseMode = Literal["thin", "window", "dose"]
 ScatterModel = Literal["simulated", "monte-carlo", "none"]
@@ -13,47 +14,6 @@ RandomsModel = Literal["simulated", "none"]
 CorrectionKind = Literal["estimated", "oracle"]
 FullDose = Literal["source", "simulated"]
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Sinogram layout and reconstruction that go together.
-
-    Parameters
-    ----------
-    merge_transaxial, merge_axial : int
-        Crystals merged into one, at most; `petsim.geometry.sinogram.preset_merges` says how many on which scanner.
-    span : int
-        Ring differences a segment, in merged rings.
-    merge_tof : int
-        Finest TOF bins summed into one, at most.
-    voxel_mm : float
-        Transaxial voxel; the axial one is the merged ring pitch over the smallest integer that makes it no larger.
-    simulation_voxel_mm : float
-        The same for the grid on which phantoms are projected.
-    iterations, subsets : int
-        Of OSEM.
-    filter_mm : float
-        Full width at half maximum of the Gaussian post-filter.
-    """
-
-    merge_transaxial: int
-    merge_axial: int
-    span: int
-    merge_tof: int
-    voxel_mm: float
-    simulation_voxel_mm: float
-    iterations: int
-    subsets: int
-    filter_mm: float
-
-
-PRESETS = {
-    "fast": Preset(3, 4, 5, 15, 6.0, 4.0, 2, 7, 5.0),
-    "standard": Preset(2, 2, 9, 15, 4.0, 2.5, 4, 5, 4.0),
-    "full": Preset(1, 1, 19, 8, 3.3, 2.5, 4, 5, 4.0),
-}
-"""`full` merges no crystals and is streamed; 4 iterations of 5 subsets with TOF and PSF are the Quadra's usual ones
-(doi 10.1007/s00259-021-05282-7)."""
 
 DRF_SETS = {
     "map-diff": (2.0, 4.0, 10.0, 20.0),
@@ -131,6 +91,12 @@ class SimulationSettings:
         Draw a way of scanning and reconstruction for every subject, see `petsim.vary`.
     backend : str
         What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
+    beds : int or "auto", optional
+        Bed positions, see `petsim.beds`; "auto": as many as hold the subject. None: one field of view.
+    bed_overlap : float, optional
+        Of neighboring positions, as a fraction of the axial field of view; None: the scanner's usual one.
+    grid : str, optional
+        Public grid (`petsim.presets.GRIDS`) to which images are resampled; None: that of the reconstruction.
     """
 
     drf: tuple[float, ...] = (4.0, 10.0, 20.0, 100.0)
@@ -162,10 +128,18 @@ class SimulationSettings:
     respiratory_mm: float = 0.0
     vary: bool = False
     backend: str = "auto"
+    beds: int | Literal["auto"] | None = None
+    bed_overlap: float | None = None
+    grid: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UsageError(f"--preset: '{self.preset}' is not known; known are {', '.join(PRESETS)}")
+        algorithm = PRESETS[self.preset].algorithm
+        if algorithm not in ALGORITHMS:
+            raise UsageError(
+                f"--preset {self.preset}: needs {algorithm.upper()}, which petsim does not have yet; take another"
+            )
         positive = ("duration_s", "counts", "fov_mm", "voxel_mm", "iterations", "subsets", "slab_mm", "realizations", "rays",
                     "photons", "truncation_mm")  # fmt: skip
         for name in positive:
@@ -178,6 +152,29 @@ class SimulationSettings:
         for name in ("efficiency_spread", "drift", "mu_shift", "respiratory_mm"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')}: must be 0 or more, got {getattr(self, name):g}")
+        self._check_beds()
+        if self.grid is not None and self.grid not in GRIDS:
+            raise UsageError(f"--grid: '{self.grid}' is not known; known are {', '.join(GRIDS)}")
+
+    def _check_beds(self) -> None:
+        if self.beds is None:
+            if self.bed_overlap is not None:
+                raise UsageError("--bed-overlap: says nothing without --beds; give --beds auto, or leave it out")
+            return
+        if self.beds != "auto" and (not isinstance(self.beds, int) or self.beds < 1):
+            raise UsageError(f"--beds: must be auto or a number of bed positions, got {self.beds}")
+        if self.bed_overlap is not None and not 0 <= self.bed_overlap <= 0.9:
+            raise UsageError(f"--bed-overlap: must be a part of the field of view, 0 to 0.9, got {self.bed_overlap:g}")
+        given = [flag for flag, value in (("--center-mm", self.center_mm), ("--slab", self.slab_mm)) if value is not None]
+        if given:
+            raise UsageError(f"{' and '.join(given)}: --beds lays out the bed positions itself; leave one of them out")
+        if self.counts is not None:
+            raise UsageError("--counts: with --beds, say how long each position takes with --duration-s instead")
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields by name; those that came later are left out at their default, so that hashes of older datasets hold."""
+        later = ("beds", "bed_overlap", "grid")
+        return {k: v for k, v in asdict(self).items() if k not in later or v is not None}
 
     def ladder(self) -> tuple[float, ...]:
         """DRFs in ascending order, 1 first."""
@@ -191,14 +188,17 @@ class SimulationSettings:
     def resolved_preset(self) -> Preset:
         """The preset with the overrides put in."""
         p = PRESETS[self.preset]
-        return Preset(
-            p.merge_transaxial, p.merge_axial, p.span, p.merge_tof,
-            self.voxel_mm or p.voxel_mm,
-            min(p.simulation_voxel_mm, self.voxel_mm or p.voxel_mm),
-            self.iterations or p.iterations,
-            self.subsets or p.subsets,
-            p.filter_mm if self.filter_mm is None else self.filter_mm,
+        voxel = self.voxel_mm or p.voxel_mm
+        return replace(
+            p, voxel_mm=voxel, simulation_voxel_mm=min(p.simulation_voxel_mm, voxel),
+            iterations=self.iterations or p.iterations, subsets=self.subsets or p.subsets,
+            filter_mm=p.filter_mm if self.filter_mm is None else self.filter_mm,
         )  # fmt: skip
+
+    @property
+    def models_psf(self) -> bool:
+        """Whether the reconstruction models the point spread function: where settings and preset both want it."""
+        return self.psf and PRESETS[self.preset].psf
 
 
 ESTIMATE = "estimate"

@@ -21,8 +21,10 @@ from petsim.model import SAMPLED_VIEWS, build_model, expected_total
 from petsim.noise import coefficient_of_variation, noise_region, sphere
 from petsim.physics.sensitivity import sensitivity
 from petsim.plan import Plan, plan_subject
+from petsim.presets import OWN_PRESETS
 from petsim.realizations import Realization, Realizations
-from petsim.settings import PRESETS, SimulationSettings
+from petsim.reconstruct import Surroundings
+from petsim.settings import SimulationSettings
 
 Progress = Callable[[str, float], None]
 """Told (what is being done, fraction done)."""
@@ -71,6 +73,7 @@ def simulate_plan(
     keep_sinograms: bool = False,
     progress: Progress = lambda what, fraction: None,
     listmode: Path | None = None,
+    around: Callable[[int], Surroundings] | None = None,
 ) -> Simulation:
     """Simulate a planned subject.
 
@@ -85,6 +88,9 @@ def simulate_plan(
     progress : callable
     listmode : Path, optional
         Folder for list-mode files, `<subject>_r<realization>_drf<D>.lm.h5`.
+    around : callable, optional
+        Number of a realization -> what other bed positions tell of the subject, for all doses and, with number 0, the
+        noise-free image.
 
     Returns
     -------
@@ -102,7 +108,7 @@ def simulate_plan(
     model = build_model(plan, settings)
     level = settings.counts or expected_total(model, plan.layout.views // SAMPLED_VIEWS)
     store = storage(plan, settings, noise_free_wanted, level, budget_bytes)
-    draws = Realizations(plan, settings, model, store)
+    draws = Realizations(plan, settings, model, store, around)
     updates, done = settings.realizations * draws.updates, 0
 
     def step() -> None:
@@ -134,7 +140,7 @@ def simulate_plan(
     )
     add_figures(result, subject, plan.duration_s)
     if settings.full_dose == "source":
-        _compare_noise(result, level)
+        compare_noise(result, level, lambda factor: f"--counts {level * factor:.2g}")
     return result
 
 
@@ -177,7 +183,7 @@ def check_memory(plan: Plan, settings: SimulationSettings, budget: float, share:
         return
     others = {
         p: plan_subject(plan.subject, replace(settings, preset=p), plan.scanner)
-        for p in PRESETS
+        for p in OWN_PRESETS
         if p != settings.preset and share == 1
     }
     fitting = [
@@ -224,11 +230,20 @@ def add_figures(result: Simulation, subject: Subject, duration_s: float) -> None
         row["liver_cov"] = coefficient_of_variation(image, box, result.grid) if box is not None else None
 
 
-def _compare_noise(result: Simulation, level: float) -> None:
+def compare_noise(result: Simulation, level: float, mend: Callable[[float], str]) -> None:
     """Warn when a source is much noisier or smoother than a full-dose scan of this scanner would be.
 
     The inserted noise at DRF D is sqrt(D - 1) times that of a full dose (see `insert_noise`), which gives the latter
     without a second reconstruction.
+
+    Parameters
+    ----------
+    result : Simulation
+        With noise inserted into a source.
+    level : float
+        Counts of a full dose on this scanner.
+    mend : callable
+        Factor on the counts that would match the source -> flag that does it.
     """
     place = result.provenance["noise_sphere"]
     if place is None or len(result.drfs) < 2:
@@ -245,7 +260,7 @@ def _compare_noise(result: Simulation, level: float) -> None:
         result.provenance["warnings"].append(
             f"the source's own noise (COV {100 * source_cov:.1f} %) is not that of a full dose on this scanner "
             f"({100 * full_cov:.1f} %, {level:.2g} counts), so noise does not grow as sqrt(DRF) from DRF 1 on; "
-            f"--counts {level * (full_cov / source_cov) ** 2:.2g} would match it"
+            f"{mend((full_cov / source_cov) ** 2)} would match it"
         )
 
 
@@ -288,7 +303,7 @@ def _provenance(
         "layout": describe_layout(plan.layout),
         "reconstruction": {
             "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
-            "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")) if settings.psf else None,
+            "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")) if settings.models_psf else None,
             "post_filter_fwhm_mm": preset.filter_mm,
             "corrections": settings.corrections,
             "mu_mismatch": None if estimator is None else estimator.mismatch.describe(),

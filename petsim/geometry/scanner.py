@@ -83,6 +83,8 @@ class Scanner:
         as well where no peak was reached.
     protocol_mbq_per_kg, protocol_uptake_s, protocol_duration_s : float, optional
         Clinical FDG protocol used where neither source nor user says otherwise.
+    protocol_bed_overlap : float, optional
+        Usual overlap of neighboring bed positions, as a fraction of the axial field of view.
     sources : dict
         Citation by field name. A text that holds "not verified" or begins with "assumed" says so of its fields.
     """
@@ -123,6 +125,7 @@ class Scanner:
     protocol_mbq_per_kg: float | None = None
     protocol_uptake_s: float | None = None
     protocol_duration_s: float | None = None
+    protocol_bed_overlap: float | None = None
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

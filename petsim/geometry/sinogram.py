@@ -11,7 +11,7 @@ import numpy as np
 from data_recipes.errors import UsageError
 from data_recipes.grid import Grid
 from petsim.geometry.scanner import Scanner, tof_ps_to_mm
-from petsim.settings import Preset
+from petsim.presets import Preset
 
 TOF_SIGMAS = 3.0
 """The TOF kernel is cut at this many standard deviations and normalized to 1."""
@@ -315,14 +315,14 @@ def preset_merges(scanner: Scanner, preset: Preset) -> tuple[int, int, int]:
     Returns
     -------
     tuple of int
-        merge_transaxial, merge_axial, merge_tof; the last is 0 for a scanner without TOF.
+        merge_transaxial, merge_axial, merge_tof; the last is 0 for a scanner or a preset without TOF.
     """
     transaxial = max(m for m in range(1, preset.merge_transaxial + 1) if scanner.crystals_per_ring % m == 0)
     axial = min(preset.merge_axial, scanner.rings)
     if scanner.resolution_fwhm_mm is not None:
         alike = round(MERGED_RINGS_PER_FWHM * scanner.resolution_fwhm_mm[2] / scanner.ring_spacing_mm)
         axial = max(1, min(axial, alike))
-    if scanner.tof_fwhm_ps is None or scanner.tof_bin_ps is None:
+    if not preset.tof or scanner.tof_fwhm_ps is None or scanner.tof_bin_ps is None:
         return transaxial, axial, 0
     alike = round(preset.merge_tof * scanner.tof_fwhm_ps / scanner.tof_bin_ps / PRESET_TOF_BINS_PER_FWHM)
     return transaxial, axial, max(1, min(preset.merge_tof, alike))
