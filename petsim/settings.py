@@ -130,7 +130,8 @@ class SimulationSettings:
     vary : bool
         Draw a way of scanning and reconstruction for every subject, see `petsim.vary`.
     backend : str
-        What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
+        What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj". With "cuda" the photon Monte
+        Carlo runs on the GPU too, else on the CPU.
     """
 
     drf: tuple[float, ...] = (4.0, 10.0, 20.0, 100.0)
