@@ -29,7 +29,7 @@ from benchmarks.listmode_projector import DRFS, RADIALS, draw, positions
 from benchmarks.projector import block_scanner, every, layouts, lors_of, seconds_of
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
-from petsim.projectors.choose import cuda_problem
+from petsim.gpu import cuda_problem
 from petsim.projectors.cuda import CudaListmodeProjector, CudaProjector
 from petsim.projectors.listmode import Tof
 

@@ -131,7 +131,7 @@ class MakeDataset:
     shard: str = "1/1"
     """I/N: make every N-th subject, starting with the I-th (for job arrays)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where projections run; auto takes a GPU when there is one."""
+    """Where projections and the photon Monte Carlo run; auto takes a GPU when there is one."""
     backend: Literal["auto", "numba", "cuda", "parallelproj"] = "auto"
     """What projects; parallelproj must be installed."""
     overwrite: bool = False

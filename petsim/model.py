@@ -153,6 +153,7 @@ def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
     singles = subject_singles(
         plan.scanner, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, plan.fov_mm,
         isotope(whole.injection.isotope).branching, photons_kept(plan.scanner), settings.photons, settings.seed,
+        settings.backend,
     )  # fmt: skip
     return (
         singles
@@ -169,7 +170,7 @@ def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
     if settings.scatter == "monte-carlo":
         return monte_carlo_scatter(
             plan.layout, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner),
-            SCATTER_DECAYS * settings.photons, settings.seed,
+            SCATTER_DECAYS * settings.photons, settings.seed, settings.backend,
         )  # fmt: skip
     single = single_scatter(
         plan.layout, whole.activity_bqml[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)

@@ -90,7 +90,8 @@ class SimulationSettings:
     vary : bool
         Draw a way of scanning and reconstruction for every subject, see `petsim.vary`.
     backend : str
-        What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj".
+        What projects: "auto", "numba", "cuda" (equal but for rounding) or "parallelproj". With "cuda" the photon Monte
+        Carlo runs on the GPU too, else on the CPU.
     beds : int or "auto", optional
         Bed positions, see `petsim.beds`; "auto": as many as hold the subject. None: one field of view.
     bed_overlap : float, optional

@@ -43,6 +43,7 @@ from petsim.physics.photons import (
     POLYETHYLENE_PER_CM,
     attenuation_ratio_table,
 )
+from petsim.projectors.choose import choose_backend
 
 BORE_COVER_G_CM2 = 0.5
 """Polyethylene between object and crystals; assumed, the same for all scanners."""
@@ -113,7 +114,7 @@ class _Object(NamedTuple):
 def photon_pairs(scanner: Scanner, activity_bqml: np.ndarray, mu_per_cm: np.ndarray, grid: Grid,
                  center_mm: tuple[float, float, float], decays: int, seed: int = 0,
                  detector: Literal["crystals", "cylinder"] = "crystals", batch: int = 1_000_000,
-                 cover_g_cm2: float = BORE_COVER_G_CM2) -> Iterator[PhotonPairs]:  # fmt: skip
+                 cover_g_cm2: float = BORE_COVER_G_CM2, backend: str = "numba") -> Iterator[PhotonPairs]:  # fmt: skip
     """Simulate decays of an activity map and what a scanner detects of their photons.
 
     Parameters
@@ -136,6 +137,9 @@ def photon_pairs(scanner: Scanner, activity_bqml: np.ndarray, mu_per_cm: np.ndar
         Decays simulated at once.
     cover_g_cm2 : float
         Polyethylene of the bore cover, for "crystals".
+    backend : str
+        One of `petsim.projectors.choose.BACKENDS`. What that projects with on a GPU follows photons there too
+        (`petsim.physics.cuda`: the same decays); all others follow them on the CPU.
 
     Yields
     ------
@@ -144,9 +148,9 @@ def photon_pairs(scanner: Scanner, activity_bqml: np.ndarray, mu_per_cm: np.ndar
     Raises
     ------
     DataError
-        Maps that are not on the grid, or without activity.
+        Maps that are not on the grid, or without activity; a backend that cannot run here.
     UsageError
-        An unknown detector, or no decays.
+        An unknown detector or backend, or no decays.
     """
     if detector not in ("crystals", "cylinder"):
         raise UsageError(f"detector must be crystals or cylinder, got '{detector}'")
@@ -160,21 +164,34 @@ def photon_pairs(scanner: Scanner, activity_bqml: np.ndarray, mu_per_cm: np.ndar
     cumulative = np.cumsum(activity_bqml.ravel(), dtype=np.float64)
     if cumulative[-1] <= 0:
         raise DataError("the activity map is zero everywhere; there is nothing to simulate")
-    return _batches(scanner, cumulative, _object(mu_per_cm, grid, center_mm), decays, seed, detector, batch, cover_g_cm2)
+    obj, on_gpu = _object(mu_per_cm, grid, center_mm), choose_backend(backend)[0] == "cuda"
+    return _batches(scanner, cumulative, obj, decays, seed, detector, batch, cover_g_cm2, on_gpu)
 
 
 def _batches(scanner: Scanner, cumulative: np.ndarray, obj: _Object, decays: int, seed: int, detector: str, batch: int,
-             cover_g_cm2: float) -> Iterator[PhotonPairs]:  # fmt: skip
+             cover_g_cm2: float, on_gpu: bool) -> Iterator[PhotonPairs]:  # fmt: skip
     crystals = detector == "crystals"
     # The cylinder asks nothing of the crystals but their length.
     ring = crystal_ring(scanner if crystals else replace(scanner, energy_resolution=1.0, energy_block=(1, 1)))
     key = np.uint64(stream_key("photon_pairs", seed)).astype(np.int64)
     bound, cover_mm = _bore(scanner, cover_g_cm2) if crystals else (scanner.radius_mm, 0.0)
-    for start in range(0, decays, batch):
-        n = min(batch, decays - start)
-        numbers = np.zeros((n, 2, 7), np.float32)
+
+    def on_cpu(start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.zeros((n, 2, 5), np.float32)
         indices = np.full((n, 2, 4), -1, np.int32)
         _simulate(ring, crystals, obj, cumulative, key, start, bound, cover_mm, scanner.radius_mm, numbers, indices)
+        return numbers, indices
+
+    simulate = on_cpu
+    if on_gpu:
+        from petsim.physics.cuda import CudaDecays
+
+        simulate = CudaDecays(
+            ring, obj, cumulative, crystals=crystals, key=key, bound=bound, cover_mm=cover_mm, radius=scanner.radius_mm
+        )
+    for start in range(0, decays, batch):
+        n = min(batch, decays - start)
+        numbers, indices = simulate(start, n)
         if not crystals:
             _index_on_cylinder(scanner, numbers, indices)
         seen = (indices[:, :, 0] >= 0).any(axis=1)

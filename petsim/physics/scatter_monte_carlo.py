@@ -47,7 +47,7 @@ REFINEMENTS = 3
 
 def monte_carlo_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_per_cm: np.ndarray, grid: Grid,
                         center_mm: tuple[float, float, float], acceptance: tuple[np.ndarray, np.ndarray], decays: int,
-                        seed: int = 0) -> ScatterTable:  # fmt: skip
+                        seed: int = 0, backend: str = "numba") -> ScatterTable:  # fmt: skip
     """Single and multiple scatter of a subject.
 
     Parameters
@@ -63,8 +63,8 @@ def monte_carlo_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_pe
         The scanner's center in the grid's coordinates.
     acceptance : tuple of ndarray
         Energies [keV], ascending, and the share of photons of that energy that the scanner accepts.
-    decays, seed : int
-        Of the Monte Carlo.
+    decays, seed, backend
+        Of the Monte Carlo, see `photon_pairs`.
 
     Returns
     -------
@@ -81,7 +81,8 @@ def monte_carlo_scatter(layout: SinogramLayout, activity_bqml: np.ndarray, mu_pe
     energies, accepted = acceptance
     at_511 = np.interp(ELECTRON_KEV, energies, accepted)
     key = stream_key("monte_carlo_scatter", seed)
-    for batch in photon_pairs(scanner, activity_bqml, mu_per_cm, grid, center_mm, decays, key, detector="cylinder"):
+    maps = (activity_bqml, mu_per_cm, grid)
+    for batch in photon_pairs(scanner, *maps, center_mm, decays, key, detector="cylinder", backend=backend):
         both = (batch.energy_kev > 0).all(axis=1) & (batch.scatters.sum(axis=1) > 0)
         weight = (np.interp(batch.energy_kev[both], energies, accepted) / at_511).prod(axis=1)
         position = batch.position_mm[both].astype(np.float64)

@@ -189,6 +189,7 @@ def subject_singles(
     photon_efficiency: float = 1.0,
     decays: int = 1_000_000,
     seed: int = 0,
+    backend: str = "numba",
 ) -> Singles:
     """Simulate the singles of a subject.
 
@@ -206,13 +207,13 @@ def subject_singles(
         Positrons a decay.
     photon_efficiency : float
         Factor on singles in the window, for what the Monte Carlo does not know of the blocks.
-    decays, seed : int
-        Of the Monte Carlo.
+    decays, seed, backend
+        Of the Monte Carlo, see `photon_pairs`.
     """
     areas = DetectorAreas.of(scanner)
     counted, triggers = np.zeros((areas.across, areas.along)), np.zeros((areas.across, areas.along))
     orders = np.zeros((areas.along, 3))
-    for batch in photon_pairs(scanner, activity_bqml, mu_per_cm, grid, center_mm, decays, seed):
+    for batch in photon_pairs(scanner, activity_bqml, mu_per_cm, grid, center_mm, decays, seed, backend=backend):
         inside = batch.in_window(scanner)
         x, y, z = np.moveaxis(batch.position_mm.astype(np.float64), -1, 0)
         for weight, into in ((inside, counted), (batch.triggers, triggers)):

@@ -1,24 +1,11 @@
 """Which backend projects."""
 
-import importlib.util
 from typing import Any
 
 from data_recipes.errors import DataError, UsageError
+from petsim.gpu import cuda_problem
 
 BACKENDS = ("auto", "numba", "cuda", "parallelproj")
-
-
-def cuda_problem() -> str | None:
-    """Why CUDA cannot be used here; None where it can."""
-    if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed (pip install 'petsim[gpu]')"
-    import cupy  # pyright: ignore[reportMissingImports]
-
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CUDA does not start ({error})"
-    return None if count else "no CUDA device was found"
 
 
 def choose_backend(backend: str = "auto", device: str = "auto") -> tuple[str, str]:

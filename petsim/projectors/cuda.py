@@ -19,7 +19,7 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
-from petsim.projectors.choose import cuda_problem
+from petsim.gpu import Gpu, fill
 from petsim.projectors.listmode import Events, ListmodeProjector, Tof
 from petsim.projectors.sinogram import TOF_CDF, SinogramProjector
 
@@ -54,35 +54,10 @@ LISTMODE = np.dtype(
 """Parameters of the kernels, laid out as C++ does; pointers are integers."""
 
 
-class _Cuda:
-    """What the projectors need of CuPy. The tests put NumPy and kernels compiled as C++ in its place."""
-
-    def __init__(self) -> None:
-        problem = cuda_problem()
-        if problem is not None:
-            raise DataError(f"cannot project on a GPU: {problem}; mend that or use the numba backend")
-        self.xp: Any = import_module("cupy")
-        module = self.xp.RawModule(code=SOURCE.read_text(), options=("-std=c++17",))
-        self._kernel = functools.cache(module.get_function)
-
-    def launch(self, name: str, parameters: np.ndarray, blocks: int, threads: int, shared_floats: int = 0) -> None:
-        """Run a kernel on the current device and stream."""
-        if blocks:
-            self._kernel(name)((blocks,), (threads,), (parameters,), shared_mem=4 * shared_floats)
-
-    def pointer(self, array: Any) -> int:
-        """Address of an array on the device."""
-        return array.data.ptr
-
-    def to_host(self, array: Any) -> np.ndarray:
-        """NumPy copy of an array on the device."""
-        return self.xp.asnumpy(array)
-
-
 @functools.cache
 def cuda() -> Any:
     """The GPU; DataError with what to do about it where there is none."""
-    return _Cuda()
+    return Gpu(SOURCE)
 
 
 def _taken(array: Any) -> Any:
@@ -103,13 +78,6 @@ def _given_back(result: Any, given: Any) -> Any:
     if given.__dlpack_device__()[0] == _CPU:
         result = cuda().to_host(result)
     return import_module(type(given).__module__.partition(".")[0]).from_dlpack(result)
-
-
-def _fill(parameters: np.ndarray, **values: Any) -> np.ndarray:
-    """Set fields of a kernel's parameters; arrays on the device become pointers."""
-    for name, value in values.items():
-        parameters[name] = cuda().pointer(value) if isinstance(value, cuda().xp.ndarray) else value
-    return parameters
 
 
 def _new_parameters(dtype: np.dtype, grid: Grid, center_mm: Any, support_mm: float, tof: Tof | None) -> np.ndarray:
@@ -202,7 +170,7 @@ class CudaProjector:
         }
         work = lanes.shape[1] if self._with_tof else layout.planes
         self._threads = min(THREADS, -(-max(work, row) // 32) * 32)
-        self._parameters = _fill(parameters, planes=layout.planes, items=lanes.shape[1], tile=tile)
+        self._parameters = fill(cuda(), parameters, planes=layout.planes, items=lanes.shape[1], tile=tile)
 
     def data_shape(self, views: int) -> tuple[int, int, int, int]:
         """Shape (views, radial, tof, plane) of the data of some views."""
@@ -220,7 +188,7 @@ class CudaProjector:
 
     def _launch(self, direction: str, lines: Any, **arrays: Any) -> None:
         kernel = f"sinogram_{'tof_' if self._with_tof else ''}{direction}"
-        parameters = _fill(self._parameters.copy(), ends=lines, **self._arrays, **arrays)
+        parameters = fill(cuda(), self._parameters.copy(), ends=lines, **self._arrays, **arrays)
         cuda().launch(kernel, parameters, len(lines), self._threads, self._shared_floats)
 
     def _project(self, image: Any, lines: Any) -> Any:
@@ -375,8 +343,8 @@ class CudaListmodeProjector:
         for first in range(0, doses, DOSES):
             part = slice(first, first + DOSES)
             cut = {name: array if array.ndim == 1 else array[part] for name, array in arrays.items()}
-            parameters = _fill(self._parameters.copy(), events=len(self), doses=min(DOSES, doses - first), first_dose=first,
-                               **self._arrays, **cut)  # fmt: skip
+            parameters = fill(cuda(), self._parameters.copy(), events=len(self), doses=min(DOSES, doses - first),
+                              first_dose=first, **self._arrays, **cut)  # fmt: skip
             cuda().launch(f"listmode_{mode}", parameters, -(-len(self) // THREADS), THREADS)
 
     def _padded(self, images: Any) -> Any:

@@ -20,7 +20,7 @@
    Everything that a linear operator reads or adds to goes through `term`, in the same code for both directions, so that
    one is the transpose of the other.
 
-   The macros below are all that is CUDA here. tests/petsim/joseph_host.h defines them for plain C++, where the tests compare
+   The macros below are all that is CUDA here. tests/petsim/cuda_host.h defines them for plain C++, where the tests compare
    the kernels with numba's. NVRTC compiles this file without any header. */
 
 #ifndef KERNEL

@@ -1,12 +1,6 @@
 """The CUDA projectors: compiled without a GPU, run as plain C++ beside numba's, and, where there is a GPU, run on it."""
 
-import ctypes
-import os
 import re
-import shutil
-import subprocess
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +9,16 @@ from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.scanner import load_scanner
 from petsim.geometry.sinogram import SinogramLayout
+from petsim.gpu import cuda_problem
 from petsim.projectors import cuda
-from petsim.projectors.choose import cuda_problem
 from petsim.projectors.cuda import CudaListmodeProjector, CudaProjector
 from petsim.projectors.listmode import ListmodeProjector, Tof
 from petsim.projectors.sinogram import SinogramProjector
 from tests import helpers
 from tests.petsim import test_listmode, test_projector
+from tests.petsim.cuda_host import ARCHITECTURES, Host, compiled, resources
 from tests.petsim.test_projector import CASES
 
-NVRTC = "nvidia-cuda-nvrtc-cu12"
 KERNELS = {"sinogram_forward", "sinogram_back", "sinogram_tof_forward", "sinogram_tof_back", "listmode_forward",
            "listmode_back", "listmode_em"}  # fmt: skip
 MOST_REGISTERS = 128
@@ -34,42 +28,9 @@ SHAPE, SPACING = (17, 14, 7), (7.0, 8.0, 5.3)  # Shorter than the ring of test_l
 SMALL = {"span": 3, "max_ring_difference": 4, "merge_tof": 4}
 
 
-class Host:
-    """Stands in for CuPy: NumPy, and the kernels as plain C++ with a few threads a block."""
-
-    xp = np
-    threads = 5
-
-    def __init__(self, path):
-        self.library = ctypes.CDLL(str(path))
-
-    def launch(self, name, parameters, blocks, threads, shared_floats=0):
-        if name.startswith("listmode"):  # An event a thread.
-            blocks, threads = -(-blocks * threads // self.threads), self.threads
-        kernel = getattr(self.library, name)
-        kernel.restype = ctypes.c_char_p
-        error = kernel(ctypes.c_void_p(parameters.ctypes.data), ctypes.c_longlong(blocks), min(threads, self.threads),
-                       shared_floats)  # fmt: skip
-        assert error is None, f"{name}: {error.decode()}"
-
-    def pointer(self, array):
-        assert array.flags.c_contiguous
-        return array.ctypes.data
-
-    def to_host(self, array):
-        return array.copy()
-
-
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
-        pytest.skip("no C++ compiler on the PATH or in CXX: kernels are not run")
-    path = tmp_path_factory.mktemp("joseph") / "joseph.so"
-    header = Path(__file__).with_name("joseph_host.h")
-    subprocess.run([*compiler.split(), "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-include",
-                    str(header), "-x", "c++", str(cuda.SOURCE), "-o", str(path)], check=True)  # fmt: skip
-    return Host(path)
+    return Host(compiled(cuda.SOURCE, tmp_path_factory.mktemp("joseph")))
 
 
 @pytest.fixture(params=["host", pytest.param("device", marks=pytest.mark.gpu)])
@@ -113,37 +74,13 @@ def random(*shape, seed=1):
 # ---- Compiled for GPUs ----
 
 
-def nvrtc_log(architecture):
-    """Compile joseph.cu for an architecture; returns the compiler's log."""
-    try:
-        path = metadata.distribution(NVRTC).locate_file("nvidia/cuda_nvrtc/lib/libnvrtc.so.12")
-    except metadata.PackageNotFoundError:
-        pytest.skip(f"{NVRTC} is not installed: kernels are not compiled for GPUs")
-    nvrtc = ctypes.CDLL(str(path))
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v"]
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), cuda.SOURCE.read_bytes(), b"joseph.cu", 0, None, None) == 0
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options)))
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    assert not failed, log.value.decode()
-    return log.value.decode()
-
-
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_for_gpus_without_spills(architecture):
-    log = nvrtc_log(architecture)
-    found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-                       r".*?Used (\d+) registers", log, re.DOTALL)  # fmt: skip
-    assert {kernel for kernel, *_ in found} == KERNELS
-    for kernel, *numbers in found:
-        stack, stores, loads, registers = map(int, numbers)
-        print(f"{architecture} {kernel}: {registers} registers, {stores} + {loads} bytes spilled")
+    found = resources(cuda.SOURCE, architecture)
+    assert set(found) == KERNELS
+    for kernel, (stack, stores, loads, registers) in found.items():
         assert (stack, stores, loads) == (0, 0, 0), f"{kernel} spills"
         assert registers <= MOST_REGISTERS, kernel
-    assert "warning" not in log
 
 
 def test_constants_and_layouts_are_those_of_the_kernels(host):
@@ -345,7 +282,7 @@ def test_listmode_wrong_shapes_are_refused(gpu):
 
 
 def test_without_cupy_the_mend_is_named(monkeypatch):
-    monkeypatch.setattr(cuda, "cuda_problem", lambda: "CuPy is not installed (pip install 'petsim[gpu]')")
+    monkeypatch.setattr("petsim.gpu.cuda_problem", lambda: "CuPy is not installed (pip install 'petsim[gpu]')")
     with pytest.raises(DataError, match=r"^[^\n]*pip install 'petsim\[gpu\]'[^\n]*$"):
         cuda.cuda.__wrapped__()
 

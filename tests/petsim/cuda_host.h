@@ -1,4 +1,4 @@
-/* Lets joseph.cu compile as plain C++ (c++ -include joseph_host.h -x c++ joseph.cu).
+/* Lets CUDA kernels compile as plain C++ (c++ -include cuda_host.h -x c++ joseph.cu).
 
    The threads of a block are coroutines that run one after the other, each up to the next barrier, the first thread first in
    every other block and the last in the rest. A missing barrier is therefore found every time: a thread reads what another
@@ -39,6 +39,16 @@ static inline int host_float_to_bits(float value)
     int bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
+}
+
+static inline double host_turn(double half_turns) { return 3.141592653589793 * half_turns; }
+
+static inline double cospi(double x) { return cos(host_turn(x)); }
+
+static inline void sincospi(double x, double *sine, double *cosine)
+{
+    *sine = sin(host_turn(x));
+    *cosine = cos(host_turn(x));
 }
 
 /* Run body() in every thread of every block, with `shared` floats of shared memory. Returns what went wrong, or null. */
@@ -101,6 +111,7 @@ template <class Body> static const char *host_run(Body body, long long blocks, i
 #define BLOCK host_block
 #define SYNC host_sync()
 #define ATOMIC_ADD(address, value) (*(address) += (value))
+#define NEXT(counter) ((*(counter))++)
 #define ATOMIC_MAX(address, value) (*(address) = max(*(address), value))
 #define BITS_TO_FLOAT(bits) host_bits_to_float(bits)
 #define FLOAT_TO_BITS(value) host_float_to_bits(value)
