@@ -282,6 +282,16 @@ def _listmode_folder(request: Request) -> Path | None:
     return folder
 
 
+def are_measured(sources: tuple[str, ...]) -> bool:
+    """Whether sources are measured images rather than phantoms' subject files; a mixture is refused."""
+    from data_recipes.subject_file import ENDING, is_noisy_file
+
+    measured = [not path.endswith(ENDING) or is_noisy_file(Path(path)) for path in sources]
+    if any(measured) and not all(measured):
+        raise UsageError("SOURCE: measured images and phantoms were given together; make a dataset of each")
+    return any(measured)
+
+
 def are_raw(sources: tuple[str, ...]) -> bool:
     """Whether sources are raw data rather than images; a mixture is refused."""
     from petsim.rawdata.formats import is_listmode
@@ -385,13 +395,14 @@ def _record(subject: Subject, result: Any, request: Request, digest: str) -> Any
             "source_sha256": subject.content_sha256,
             "injection": dataclasses.asdict(subject.injection),
         },
-        versions=_versions(),
+        versions=versions(),
         license=str(source.get("license", "unknown: ask whoever gave the source")),
         origin=str(source.get("kind", "unknown")),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of what numbers depend on."""
     from importlib.metadata import version
 
     packages = ("petsim", "numpy", "numba", "scipy", "h5py")
@@ -410,6 +421,8 @@ def check_request(request: Request) -> None:
         raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")
     if settings.full_dose == "source" and not request.sources:
         raise UsageError("--full-dose source: generated patients have no measured image; leave the flag out")
+    if settings.full_dose == "source" and not are_raw(request.sources) and not are_measured(request.sources):
+        raise UsageError("--full-dose source: phantoms have no measured image; leave the flag out")
     if are_raw(request.sources):
         _check_raw(request)
         return

@@ -23,6 +23,7 @@ from data_recipes.readers.pet_tags import (
     injected_item,
 )
 from data_recipes.readers.series import Series, Slice, number, read_series, text
+from data_recipes.splits import bucket_of
 from data_recipes.subject import Injection, Subject
 
 
@@ -159,6 +160,10 @@ def _subject(series: Series, stated: Stated) -> Subject:
         "notes": [*series.notes, *said.notes],
         "warnings": said.warnings,
     }
+    # Scans of one patient stay in one split.
+    patient = text(first, "PatientID")
+    if patient:
+        provenance["split_bucket"] = bucket_of(patient)
     sha256 = content_hash(series.measured, facts)
     return make_subject(values, series.grid, said.injection, stated, sha256, provenance, first.file)
 
