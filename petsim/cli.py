@@ -63,6 +63,12 @@ class MakeDataset:
     """Seed of patients and noise."""
     subjects: int = 4
     """Number of generated patients."""
+    family: str = "reference"
+    """Family of generated patients: reference, balanced, slender, heavy; warped and mirrored are for tests of transfer."""
+    lesion_shape: Literal["round", "irregular", "necrotic"] = "round"
+    """Shape of generated patients' lesions; necrotic is for tests of transfer."""
+    insert_lesions: int = 0
+    """Number of lesions to be put into every image, with labels."""
     preset: str | None = None
     """fast, standard or full. Default: fast for generated patients, standard for images."""
     full_dose: FullDose | None = None
@@ -482,7 +488,8 @@ def request_of(command: MakeDataset) -> Any:
         injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct, mu=command.mu, ct_kvp=command.ct_kvp,
         ct_without_table=command.ct_remove_table, normalization=command.normalization,
     )  # fmt: skip
-    request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb)
+    request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb,
+                      command.family, command.lesion_shape, command.insert_lesions)  # fmt: skip
     check_request(request)
     return request
 

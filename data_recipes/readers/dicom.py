@@ -40,8 +40,8 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
     Slices are sorted by position and stacked with their own slope; uneven steps are resampled to an even one. Values
     become Bq/mL at scan start, whatever DecayCorrection says (START, ADMIN, or NONE where times of all slices are known) and
     Units: BQML, GML and CM2ML (SUV by body weight, by the lean body mass of Janmahasatian or James, or by surface), CNTS
-    with the scale factors of Philips. Every slice's DecayFactor is checked; what cannot be interpreted is refused. Nothing that
-    identifies a patient is passed on.
+    with the scale factors of Philips. Every slice's DecayFactor is checked; what cannot be interpreted is refused. Nothing
+    that identifies a patient is passed on.
 
     Parameters
     ----------
