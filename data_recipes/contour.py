@@ -21,6 +21,8 @@ MU_LUNG = 0.027
 # Cortical bone is near 0.17 /cm, a metal implant can reach 0.5 /cm; an empty bore has nothing.
 PLAUSIBLE_MU_MAX = (0.03, 1.0)
 UNCOVERED_ACTIVITY = 0.1
+TRUNCATED = 0.1
+"""Part of a side of the image that tissue fills from which on the body is said to be cut off."""
 BODY, LUNGS = 1, 2
 LABEL_NAMES = {BODY: "body", LUNGS: "lungs"}
 
@@ -306,7 +308,8 @@ def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | 
     -------
     Subject
         With `mu_per_cm` and `mu_source` ("given", "ct" or "pet_contour"); a map from the PET brings its labels too.
-        What the map does not cover, and missing lungs, are warned of in the provenance.
+        What the map does not cover, and missing lungs, are warned of in the provenance, and so is a body that reaches the
+        sides of the image (`truncated_fov` is set then).
 
     Raises
     ------
@@ -332,13 +335,14 @@ def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | 
         share = outside / float(subject.activity_bqml.sum(dtype=np.float64))
         warning = f"{share:.0%} of the activity lies where the mu-map is 0: it may cover a part of the body only"
         warnings = [warning] if share > UNCOVERED_ACTIVITY else []
-        return replace(subject, mu_per_cm=values, mu_source=source, provenance=_warned(subject, warnings))
+        subject = replace(subject, mu_per_cm=values, mu_source=source, provenance=_warned(subject, warnings))
+        return _flagged(subject)
     if subject.mu_per_cm is not None:
         return subject
     values, labels = mu_from_pet(subject.activity_bqml, subject.grid)
     lungs = bool((labels == LUNGS).any())
     warnings = [] if lungs else ["no lungs were found in the PET: all of the body is taken for soft tissue"]
-    return replace(
+    subject = replace(
         subject,
         mu_per_cm=values,
         mu_source="pet_contour",
@@ -346,6 +350,20 @@ def with_mu(subject: Subject, *, ct: str | Path | None = None, mu: str | Path | 
         label_names=LABEL_NAMES,
         provenance=_warned(subject, warnings),
     )
+    return _flagged(subject)
+
+
+def _flagged(subject: Subject) -> Subject:
+    """Flag a body that is cut off at the right, left, back or front of the image; above and below it usually is."""
+    assert subject.mu_per_cm is not None
+    tissue = subject.mu_per_cm > MU_TISSUE / 2
+    sides = (tissue[0], tissue[-1], tissue[:, 0], tissue[:, -1])
+    if max(float(side.mean()) for side in sides) < TRUNCATED:
+        return subject
+    warning = (
+        "the body reaches the sides of the image: what lies beyond neither scatters nor counts; not for figures of noise"
+    )
+    return replace(subject, provenance=_warned(subject, [warning]) | {"truncated_fov": True})
 
 
 def _warned(subject: Subject, warnings: list[str]) -> dict[str, Any]:

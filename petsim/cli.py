@@ -63,6 +63,12 @@ class MakeDataset:
     """Seed of patients and noise."""
     subjects: int = 4
     """Number of generated patients."""
+    family: str = "reference"
+    """Family of generated patients: reference, balanced, slender, heavy; warped and mirrored are for tests of transfer."""
+    lesion_shape: Literal["round", "irregular", "necrotic"] = "round"
+    """Shape of generated patients' lesions; necrotic is for tests of transfer."""
+    insert_lesions: int = 0
+    """Number of lesions to be put into every image, with labels."""
     preset: str | None = None
     """fast, standard, full or one of a vendor, see petsim reconstruct --list-presets. Default: fast for generated patients,
     standard for images."""
@@ -381,6 +387,60 @@ class Compare:
     """Last line on standard output is one JSON object."""
 
 
+@dataclass(frozen=True)
+class RecipesList:
+    """List the recipes."""
+
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class RecipesShow:
+    """Print what a recipe expects, its license, and how to get the data."""
+
+    name: Positional[str]
+    """Recipe, see `petsim recipes list`."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+@dataclass(frozen=True)
+class RecipesPrepare:
+    """Check a folder, and make subjects for make-dataset from it, or datasets from real scans at several doses."""
+
+    name: Positional[str]
+    """Recipe, see `petsim recipes list`."""
+    folder: Positional[str | None] = None
+    """Folder that holds the data. None: open raw data, which are downloaded."""
+    out: str = "prepared"
+    """Folder for subjects (NAME.subject.h5, sources of make-dataset), datasets (one a scanner), or raw data."""
+    weight_kg: float | None = None
+    """Body weight where the data do not tell it, for all of them."""
+    activity_mbq: float | None = None
+    """Injected activity, likewise."""
+    uptake_s: float | None = None
+    """Seconds from injection to scan start, likewise."""
+    ct_kvp: float | None = None
+    """Tube voltage of CTs that do not tell it."""
+    voxel_mm: float | None = None
+    """Voxel of phantoms."""
+    frames: tuple[int, int] | None = None
+    """First and last frame, from 1 on, that are averaged of dynamic images."""
+    skip: tuple[str, ...] = ()
+    """Folders or files to be left out, by name."""
+    json: bool = False
+    """Last line on standard output is one JSON object."""
+
+
+RecipesCommand = Annotated[
+    Annotated[RecipesList, subcommand("list")]
+    | Annotated[RecipesShow, subcommand("show")]
+    | Annotated[RecipesPrepare, subcommand("prepare")],
+    arg(name=""),
+]
+
+
 Command = Annotated[
     Annotated[MakeDataset, subcommand("make-dataset")]
     | Annotated[ServeCache, subcommand("serve-cache")]
@@ -391,6 +451,7 @@ Command = Annotated[
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Scanners, subcommand("scanners")]
+    | Annotated[RecipesCommand, subcommand("recipes")]
     | Annotated[Nema, subcommand("nema")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Compare, subcommand("compare")],
@@ -438,6 +499,8 @@ def _run(command: Any) -> dict[str, Any]:
         return _convert(command)
     if isinstance(command, Reconstruct):
         return _reconstruct(command)
+    if isinstance(command, RecipesList | RecipesShow | RecipesPrepare):
+        return _recipes(command)
     return _scanners(command)
 
 
@@ -474,13 +537,15 @@ def parse_beds(text: str | None) -> int | Literal["auto"] | None:
 
 def request_of(command: MakeDataset) -> Any:
     """The request that a make-dataset command stands for."""
-    from petsim.dataset import Request, are_raw, check_request
+    from petsim.dataset import Request, are_measured, are_raw, check_request
     from petsim.projectors.choose import choose_backend
 
     images = bool(command.source)
     scanner = command.scanner or DEFAULT_SCANNER
     if are_raw(command.source):
         scanner = _recorded_scanner(command.source, command.scanner)
+    elif images:
+        images = are_measured(command.source)
     backend, _ = choose_backend(command.backend, command.device)
     drfs = parse_drfs(command.drf) if command.drf_set is None else DRF_SETS[command.drf_set]
     settings = SimulationSettings(
@@ -500,7 +565,8 @@ def request_of(command: MakeDataset) -> Any:
         injected_mbq=command.activity_mbq, uptake_s=command.uptake_s, ct=command.ct, mu=command.mu, ct_kvp=command.ct_kvp,
         ct_without_table=command.ct_remove_table, normalization=command.normalization,
     )  # fmt: skip
-    request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb)
+    request = Request(command.out, command.source, command.subjects, settings, read, command.save, command.memory_gb,
+                      command.family, command.lesion_shape, command.insert_lesions)  # fmt: skip
     check_request(request)
     return request
 
@@ -763,3 +829,45 @@ def _scanners(command: Scanners) -> dict[str, Any]:
         if key in scanner.sources:
             print(f"  {key} = {value}\n      {scanner.sources[key]}")
     return {"name": scanner.name, "title": scanner.title, "fields": fields, "sources": scanner.sources}
+
+
+def _recipes(command: RecipesList | RecipesShow | RecipesPrepare) -> dict[str, Any]:
+    from petsim.recipes import listed, shown
+
+    if isinstance(command, RecipesPrepare):
+        return _prepare(command)
+    if isinstance(command, RecipesShow):
+        told = shown(command.name)
+        print(f"{told['name']}: {told['title']}\n\n{told['layout']}\n\nlicense: {told['license']}\n\n{told['access']}")
+        for file in told["downloads"]:
+            print(f"\n{file['url']}\n  {file['checksum']}" + (f", {file['bytes']:,} bytes" if file["bytes"] else ""))
+        return told
+    recipes = listed()
+    for name, title in recipes.items():
+        print(f"{name:14s} {title}")
+    return {"recipes": recipes}
+
+
+def _prepare(command: RecipesPrepare) -> dict[str, Any]:
+    from pathlib import Path
+
+    from data_recipes.collections.recipe import Wishes
+    from petsim.progress import progress_bar
+    from petsim.recipes import prepare
+
+    wishes = Wishes(
+        command.weight_kg, command.activity_mbq, command.uptake_s, command.ct_kvp, command.voxel_mm, command.frames,
+        command.skip,
+    )  # fmt: skip
+    folder = None if command.folder is None else Path(command.folder)
+    with progress_bar(1) as report:
+        result = prepare(command.name, folder, Path(command.out), wishes, report)
+    print(", ".join(f"{count} {what}" for what, count in result["counts"].items()))
+    for note in result["notes"]:
+        print(f"  note: {note}")
+    for name, splits in result.get("datasets", {}).items():
+        print(f"{name}: " + ", ".join(f"{count} {split}" for split, count in splits.items()))
+        if not all(splits.values()):
+            print("  note: a split is empty; training needs train and val, so at least three patients")
+    print(f"{len(result['files'])} files in {command.out}")
+    return result

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.errors import DataError, UsageError
+from data_recipes.phantoms.families import family_named
+from data_recipes.phantoms.lesion_shapes import LesionShape
 from data_recipes.subject import Subject
 from petsim.presets import GRIDS
 from petsim.settings import ReadOptions, SimulationSettings
@@ -46,6 +48,10 @@ class Request:
         "recon", "sinogram" for the counts too, and "listmode" for their events (folder listmode).
     memory_gb : float
         Memory that one worker may use.
+    family, lesions : str
+        Of generated patients, see `data_recipes.phantoms.whole_body`.
+    insert_lesions : int
+        Number of lesions put into every image.
     """
 
     out: str
@@ -55,14 +61,20 @@ class Request:
     read: ReadOptions = field(default_factory=ReadOptions)
     save: tuple[str, ...] = ("recon",)
     memory_gb: float = 8.0
+    family: str = "reference"
+    lesions: LesionShape = "round"
+    insert_lesions: int = 0
 
 
 def jobs_of(request: Request) -> list[Job]:
     """Subjects of a request, in a fixed order."""
     if request.sources:
         return [Job(name=f"source-{k + 1}", path=path) for k, path in enumerate(request.sources)]
+    from data_recipes.phantoms.whole_body import phantom_name
+
     first = request.settings.seed * 10_000
-    return [Job(name=f"phantom-{first + k:04d}", seed=first + k) for k in range(request.subjects)]
+    names = [phantom_name(first + k, request.family, request.lesions) for k in range(request.subjects)]
+    return [Job(name=name, seed=first + k) for k, name in enumerate(names)]
 
 
 def load_subject(job: Job, request: Request) -> Subject:
@@ -77,18 +89,26 @@ def load_subject(job: Job, request: Request) -> Subject:
             job.path, units=options.units, sidecar=options.sidecar, fwhm_mm=options.fwhm_mm, weight_kg=options.weight_kg,
             injected_mbq=options.injected_mbq, uptake_s=options.uptake_s, duration_s=request.settings.duration_s,
         )  # fmt: skip
-        return with_mu(subject, ct=options.ct, mu=options.mu, kvp=options.ct_kvp, without_table=options.ct_without_table)
+        subject = with_mu(
+            subject, ct=options.ct, mu=options.mu, kvp=options.ct_kvp, without_table=options.ct_without_table
+        )  # fmt: skip
+        if not request.insert_lesions:
+            return subject
+        from data_recipes.lesions import insert_lesions
+
+        return insert_lesions(subject, request.insert_lesions, request.settings.seed)
     from data_recipes.phantoms.whole_body import whole_body
     from petsim.geometry.scanner import load_scanner
 
     assert job.seed is not None
     scanner = load_scanner(request.settings.scanner)
     uptake = scanner.given("protocol_uptake_s") if options.uptake_s is None else options.uptake_s
+    person = functools.partial(whole_body, job.seed, family=request.family, lesions=request.lesions)
     if options.injected_mbq is None:
-        return whole_body(job.seed, mbq_per_kg=scanner.given("protocol_mbq_per_kg"), uptake_s=uptake)
-    weight = whole_body(job.seed).injection.weight_kg
+        return person(mbq_per_kg=scanner.given("protocol_mbq_per_kg"), uptake_s=uptake)
+    weight = person().injection.weight_kg
     assert weight is not None
-    return whole_body(job.seed, mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)
+    return person(mbq_per_kg=options.injected_mbq / weight, uptake_s=uptake)
 
 
 def settings_for(subject: Subject, request: Request) -> tuple[Subject, SimulationSettings]:
@@ -127,8 +147,12 @@ def configuration(request: Request) -> dict[str, Any]:
     if request.settings.beds is None:
         # It came later, and means nothing without bed positions.
         del fields["protocol_bed_overlap"]
+    usual = Request(out="")
+    subjects = {n: getattr(request, n) for n in ("family", "lesions", "insert_lesions")
+                if getattr(request, n) != getattr(usual, n)}  # fmt: skip
     return {
         **settings,
+        **subjects,
         "preset_values": request.settings.resolved_preset().as_json(),
         "scanner_fields": fields,
         "read": read,
@@ -303,6 +327,16 @@ def _listmode_folder(request: Request) -> Path | None:
     return folder
 
 
+def are_measured(sources: tuple[str, ...]) -> bool:
+    """Whether sources are measured images rather than phantoms' subject files; a mixture is refused."""
+    from data_recipes.subject_file import ENDING, is_noisy_file
+
+    measured = [not path.endswith(ENDING) or is_noisy_file(Path(path)) for path in sources]
+    if any(measured) and not all(measured):
+        raise UsageError("SOURCE: measured images and phantoms were given together; make a dataset of each")
+    return any(measured)
+
+
 def are_raw(sources: tuple[str, ...]) -> bool:
     """Whether sources are raw data rather than images; a mixture is refused."""
     from petsim.rawdata.formats import is_listmode
@@ -415,13 +449,14 @@ def _record(subject: Subject, result: Any, request: Request, digest: str) -> Any
             "source_sha256": subject.content_sha256,
             "injection": dataclasses.asdict(subject.injection),
         },
-        versions=_versions(),
+        versions=versions(),
         license=str(source.get("license", "unknown: ask whoever gave the source")),
         origin=str(source.get("kind", "unknown")),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of what numbers depend on."""
     from importlib.metadata import version
 
     packages = ("petsim", "numpy", "numba", "scipy", "h5py")
@@ -439,17 +474,26 @@ def check_request(request: Request) -> None:
             f"in mode {settings.mode} comes from petsim thin" if settings.mode != "thin" else "of raw data is there already"
         )
         raise UsageError(f"--save listmode: list mode {what}; leave it out")
+    if request.insert_lesions < 0:
+        raise UsageError(f"--insert-lesions: must be 0 or more, got {request.insert_lesions}")
     if request.subjects < 1:
         raise UsageError(f"--subjects: must be at least 1, got {request.subjects}")
     if settings.full_dose == "source" and not request.sources:
         raise UsageError("--full-dose source: generated patients have no measured image; leave the flag out")
+    if settings.full_dose == "source" and not are_raw(request.sources) and not are_measured(request.sources):
+        raise UsageError("--full-dose source: phantoms have no measured image; leave the flag out")
     if are_raw(request.sources):
         _check_raw(request)
         return
     if request.read.normalization is not None:
         raise UsageError("--normalization: belongs to raw data; images and generated patients need none")
     if request.sources:
+        if (request.family, request.lesions) != ("reference", "round"):
+            raise UsageError("--family, --lesion-shape: are of generated patients; leave them out where a SOURCE is given")
         return
+    family_named(request.family)
+    if request.insert_lesions:
+        raise UsageError("--insert-lesions: needs a SOURCE; generated patients have lesions of their own")
     for flag, value in (("--ct", request.read.ct), ("--mu", request.read.mu), ("--source-units", request.read.units),
                         ("--sidecar", request.read.sidecar), ("--source-fwhm-mm", request.read.fwhm_mm)):  # fmt: skip
         if value is not None:
@@ -461,6 +505,8 @@ def check_request(request: Request) -> None:
 def _check_raw(request: Request) -> None:
     """Refuse what says nothing about recorded data."""
     usual = SimulationSettings()
+    if request.insert_lesions:
+        raise UsageError("--insert-lesions: raw data hold their counts already; leave it out")
     names = ("counts", "duration_s", "slab_mm", "randoms", "corrections", "drift", "mu_shift", "truncation_mm",
              "respiratory_mm", "vary", "beds", "bed_overlap")  # fmt: skip
     flags = [f"--{'slab' if n == 'slab_mm' else n.replace('_', '-')}" for n in names

@@ -136,6 +136,7 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
     request = Request(
         str(folder), settings=SimulationSettings(**values), sources=paths.sources if images else (), save=save,
         read=ReadOptions(**kept, sidecar=paths.sidecar, ct=paths.ct, mu=paths.mu), memory_gb=memory_gb,
+        **{name: known[name] for name in ("family", "lesions", "insert_lesions") if name in known},
     )  # fmt: skip
     now = json.loads(canonical_json(configuration(request)))
     # A setting that did not exist then meant what its default means.

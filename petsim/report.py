@@ -163,9 +163,12 @@ def _summarize(path: Path, split: str) -> _Summary:
     with SubjectFile(path) as f:
         attributes: Any = f.h5.attrs
         doses: Any = f.h5["doses"].attrs
+        table = f.doses()
+        if f.json("provenance").get("counts") == "unknown":
+            table = {name: np.full(values.shape, np.nan) for name, values in table.items()}
         return _Summary(
             name=f.name, split=split, shape=tuple(int(n) for n in attributes["shape"]), spacing_mm=f.spacing_mm,
-            suv_factor=f.suv_factor, drfs=f.drfs, doses=f.doses(), mode=str(doses["mode"]),
+            suv_factor=f.suv_factor, drfs=f.drfs, doses=table, mode=str(doses["mode"]),
             seed=int(doses["seed"]), configuration=f.json("configuration"),
             configuration_sha256=str(attributes["configuration_sha256"]), provenance=f.json("provenance"),
             versions=f.json("versions"), license=str(attributes["license"]), origin=str(attributes["origin"]),

@@ -99,8 +99,32 @@ def find_multi_dose(folder: Path, paired: bool = True) -> list[MultiDose]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder.name}: no such folder; check the name")
+    named = group_doses(folder, sorted(folder.rglob("*")))
+    whole = [paths for _, paths in sorted(named.items()) if not paired or (1.0 in paths and len(paths) > 1)]
+    if not whole:
+        raise DataError(
+            f"{folder.name}: no subject with a full and a lower dose; name images 'Full_dose' and '1-20 dose', or "
+            "'drf1' and 'drf20', in a folder for each subject"
+        )
+    return [MultiDose(f"subject-{k + 1:04d}", paths) for k, paths in enumerate(whole)]
+
+
+def group_doses(folder: Path, paths: list[Path]) -> dict[tuple[str, ...], dict[float, Path]]:
+    """Images by subject and DRF, as of `find_multi_dose`; a subject is what its place below the folder says.
+
+    Parameters
+    ----------
+    folder : Path
+    paths : list of Path
+        Files and folders below it that are looked at, in the order of their names.
+
+    Raises
+    ------
+    DataError
+        Two images for one dose of a subject.
+    """
     found: dict[tuple[str, ...], dict[float, Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in paths:
         drf, rest = _parsed(image_stem(path) if _is_nifti(path) else path.name)
         if drf is None or not (path.is_dir() or _is_nifti(path)) or _LATER.search(rest):
             continue
@@ -119,13 +143,7 @@ def find_multi_dose(folder: Path, paired: bool = True) -> list[MultiDose]:
             if drf in found.setdefault(subject, {}):
                 raise DataError(f"{image.name}: a second image at DRF {drf:g} of one subject; keep one of them")
             found[subject][drf] = image
-    whole = [paths for _, paths in sorted(found.items()) if not paired or (1.0 in paths and len(paths) > 1)]
-    if not whole:
-        raise DataError(
-            f"{folder.name}: no subject with a full and a lower dose; name images 'Full_dose' and '1-20 dose', or "
-            "'drf1' and 'drf20', in a folder for each subject"
-        )
-    return [MultiDose(f"subject-{k + 1:04d}", paths) for k, paths in enumerate(whole)]
+    return found
 
 
 def read_dose(path: Path, units: str | None = None) -> DoseImage:

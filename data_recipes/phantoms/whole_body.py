@@ -11,8 +11,10 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import decay_factor, isotope
 from data_recipes.phantoms.anatomy import LABEL, LABEL_NAMES, Scene, draw
 from data_recipes.phantoms.body import REFERENCE_HEIGHT_MM, Body
+from data_recipes.phantoms.families import HELD_OUT_SHAPES, REFERENCE, family_named
+from data_recipes.phantoms.lesion_shapes import NECROTIC_SUV, REACH, SHAPES, LesionShape, lesion
 from data_recipes.phantoms.shapes import Canvas, smooth_field
-from data_recipes.phantoms.uptake import MASS_ATTENUATION_CM2_PER_G, TISSUES, draw_suv
+from data_recipes.phantoms.uptake import MASS_ATTENUATION_CM2_PER_G, TISSUES, draw_suv, excreted_fraction, legs_fraction
 from data_recipes.subject import Injection, Subject
 from data_recipes.units import suv_to_bqml
 
@@ -23,6 +25,9 @@ _LENGTH_MM = (860.0, 1022.0)
 _SPAN_MM = (500.0, 500.0, 1060.0)
 _SITES = ("liver", "lung", "mediastinal_node", "axillary_node", "pelvic_node", "bone")
 _SITE_ODDS = (0.24, 0.22, 0.20, 0.07, 0.09, 0.18)
+_REST = ("body", "fat", "visceral_fat", "muscle", "breast")
+"""What is scaled to close the budget of activity."""
+_REST_SCALE = (0.7, 1.7)
 _NODES = {
     "mediastinal_node": ((18, -4, 396), (-24, 6, 392), (0, -16, 428), (40, -8, 430), (-44, -8, 420), (26, 12, 352)),
     "axillary_node": ((136, -4, 385), (128, 8, 405), (140, -18, 400)),
@@ -31,7 +36,8 @@ _NODES = {
 
 
 def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), mbq_per_kg: float = 3.0,
-               uptake_s: float = 3600.0) -> Subject:  # fmt: skip
+               uptake_s: float = 3600.0, family: str = REFERENCE.name,
+               lesions: LesionShape = "round") -> Subject:  # fmt: skip
     """A patient injected with FDG, as an image from above the vertex to mid-thigh.
 
     Stature, sex, weight, build, arm position, organ sizes and outlines, uptake and lesions are all drawn from `seed`.
@@ -48,6 +54,10 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
         Injected activity in MBq per kg of body weight.
     uptake_s : float
         Seconds from injection to scan start.
+    family : str
+        A name in `data_recipes.phantoms.families`.
+    lesions : str
+        Their shape, see `data_recipes.phantoms.lesion_shapes`.
 
     Returns
     -------
@@ -59,12 +69,15 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
         raise UsageError(
             f"seed must be >= 0, mbq_per_kg > 0 and uptake_s >= 0, got {seed}, {mbq_per_kg} and {uptake_s}; change them"
         )
+    if lesions not in SHAPES:
+        raise UsageError(f"--lesions: '{lesions}' is not known; give one of {', '.join(SHAPES)}")
+    kind = family_named(family)
     rng = np.random.Generator(np.random.Philox(seed))
-    body, bmi = _draw_body(rng)
+    body, bmi = _draw_body(rng, kind.bmi)
     grid = _grid(body, spacing_mm)
     body = replace(body, top_mm=grid.center_mm[2] + grid.extent_mm[2] / 2 - _AIR_ABOVE_MM)
     suv = draw_suv(rng, bmi)
-    warp = np.stack([3.0 * smooth_field(rng, grid, 95.0, _SPAN_MM) for _ in range(2)])
+    warp = np.stack([kind.warp_mm * smooth_field(rng, grid, kind.warp_knot_mm, _SPAN_MM) for _ in range(2)])
     rough = smooth_field(rng, grid, 24.0, _SPAN_MM)
     canvas = Canvas(grid, warp, rough)
     scene = Scene(canvas, body, suv, rng)
@@ -72,35 +85,71 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
 
     mass_kg = float(canvas.mu.sum(dtype=np.float64)) * grid.voxel_ml / MASS_ATTENUATION_CM2_PER_G * 1e-3
     weight_kg = round(mass_kg / body.mass_share(), 1)
-    _texture(canvas, smooth_field(rng, grid, 20.0, _SPAN_MM))
-    lesions = _lesions(scene)
+    if kind.closed:
+        _close_budget(scene, weight_kg, mass_kg, uptake_s)
+    _texture(canvas, kind.texture * smooth_field(rng, grid, 20.0, _SPAN_MM))
+    found = _lesions(scene, lesions)
+    if kind.mirrored:
+        _mirror(canvas, found)
 
     injected_mbq = mbq_per_kg * weight_kg
     at_scan_mbq = injected_mbq * decay_factor(isotope("F-18"), uptake_s)
     activity = canvas.suv
     activity *= np.float32(suv_to_bqml(at_scan_mbq, weight_kg))
-    names = LABEL_NAMES | {lesion["label"]: f"lesion_{i}_{lesion['site']}" for i, lesion in enumerate(lesions, start=1)}
+    names = LABEL_NAMES | {one["label"]: f"lesion_{i}_{one['site']}" for i, one in enumerate(found, start=1)}
     digest = hashlib.sha256()
     for array in (activity, canvas.mu, canvas.labels):
         digest.update(array.tobytes())
     provenance: dict[str, Any] = {
         "kind": "generated", "recipe": "whole-body", "seed": seed, "license": "generated, Apache-2.0",
         "sex": body.sex, "height_cm": round(body.height_mm / 10, 1), "weight_kg": weight_kg,
-        "arms": "raised" if body.arms_up else "down", "mass_in_image_kg": round(mass_kg, 1), "lesions": lesions,
+        "arms": "raised" if body.arms_up else "down", "mass_in_image_kg": round(mass_kg, 1), "lesions": found,
     }  # fmt: skip
+    if (family, lesions) != (REFERENCE.name, "round"):
+        held = kind.held_out or lesions in HELD_OUT_SHAPES
+        provenance |= {"family": family, "lesion_shape": lesions} | ({"held_out": True} if held else {})
     return Subject(
-        name=f"phantom-{seed:04d}", activity_bqml=activity, grid=grid, mu_per_cm=canvas.mu, mu_source="phantom",
-        labels=canvas.labels, label_names=names, content_sha256=digest.hexdigest(), provenance=provenance,
+        name=phantom_name(seed, family, lesions),
+        activity_bqml=activity, grid=grid, mu_per_cm=canvas.mu,
+        mu_source="phantom", labels=canvas.labels, label_names=names, content_sha256=digest.hexdigest(),
+        provenance=provenance,
         injection=Injection("F-18", "FDG", injected_mbq, uptake_s, weight_kg),
     )  # fmt: skip
 
 
-def _draw_body(rng: np.random.Generator) -> tuple[Body, float]:
+def phantom_name(seed: int, family: str = REFERENCE.name, lesions: str = "round") -> str:
+    """Name of a generated patient."""
+    words = [family] * (family != REFERENCE.name) + [lesions] * (lesions != "round")
+    return "-".join(["phantom", *words, f"{seed:04d}"])
+
+
+def _close_budget(scene: Scene, weight_kg: float, mass_kg: float, uptake_s: float) -> None:
+    """Scale uptake of what is no organ, so that the image, the legs and voided urine hold what was injected (less decay)."""
+    canvas = scene.canvas
+    rest = np.isin(canvas.labels, [LABEL[name] for name in _REST])
+    share = canvas.grid.voxel_ml / (weight_kg * 1e3)
+    in_rest = float(canvas.suv[rest].sum(dtype=np.float64)) * share
+    in_organs = float(canvas.suv.sum(dtype=np.float64)) * share - in_rest
+    urine = float(canvas.suv[canvas.labels == LABEL["bladder"]].sum(dtype=np.float64)) * share
+    legs = legs_fraction(scene.suv, 1 - mass_kg / weight_kg)
+    voided = max(excreted_fraction(uptake_s) - urine, 0.0)
+    canvas.suv[rest] *= np.float32(np.clip((1 - voided - in_organs) / (in_rest + legs), *_REST_SCALE))
+
+
+def _mirror(canvas: Canvas, found: list[dict[str, Any]]) -> None:
+    """Exchange right and left. The grid is centered, so that a flip of its voxels does it."""
+    for values in (canvas.suv, canvas.mu, canvas.labels):
+        values[:] = values[::-1].copy()
+    for one in found:
+        one["center_mm"][0] = -one["center_mm"][0]
+
+
+def _draw_body(rng: np.random.Generator, median_bmi: float) -> tuple[Body, float]:
     """Sex, stature and weight, and the layer of fat that makes the drawn outline weigh that much."""
     sex = "M" if rng.uniform() < 0.5 else "F"
     mean, low, high = (1755.0, 1600.0, 1930.0) if sex == "M" else (1630.0, 1500.0, 1780.0)
     height = float(np.clip(rng.normal(mean, 68.0), low, high))
-    bmi = float(np.clip(rng.lognormal(np.log(25.0), 0.17), 17.5, 38.0))
+    bmi = float(np.clip(rng.lognormal(np.log(median_bmi), 0.17), 17.5, 38.0))
     weight = float(np.clip(bmi * (height * 1e-3) ** 2, 44.0, 114.0))
     bmi = weight / (height * 1e-3) ** 2
     build = float(np.clip(rng.normal(0.965 + 0.006 * (bmi - 22.0), 0.02), 0.90, 1.08))
@@ -143,7 +192,7 @@ def _texture(canvas: Canvas, field: np.ndarray) -> None:
     canvas.suv *= 1 + sd[canvas.labels] * np.clip(field, -2.5, 2.5)
 
 
-def _lesions(scene: Scene) -> list[dict[str, Any]]:
+def _lesions(scene: Scene, shape: LesionShape) -> list[dict[str, Any]]:
     """Hot lesions, none in about a fifth of subjects."""
     rng = scene.rng
     count = 0 if rng.uniform() < 0.2 else int(min(1 + rng.poisson(2.6), 8))
@@ -156,7 +205,7 @@ def _lesions(scene: Scene) -> list[dict[str, Any]]:
         if center is None:
             continue
         label = FIRST_LESION_LABEL + len(found)
-        _paint_lesion(scene, center, diameter / 2, value, label, None if site == "bone" else 0.096)
+        _paint_lesion(scene, shape, center, diameter / 2, value, label, None if site == "bone" else 0.096)
         found.append({"site": site, "diameter_mm": round(diameter, 1), "suv": round(value, 2),
                       "center_mm": [round(float(c), 1) for c in center], "label": label})  # fmt: skip
     return found
@@ -194,18 +243,14 @@ def _lesion_place(scene: Scene, site: str, radius: float, others: list[dict[str,
     return None
 
 
-def _paint_lesion(scene: Scene, center: np.ndarray, radius: float, suv: float, label: int, mu: float | None) -> None:
-    """A slightly irregular ball of the given mean radius: its surface undulates by some ten per cent."""
-    canvas, rng = scene.canvas, scene.rng
-    reach = 1.35 * radius
+def _paint_lesion(scene: Scene, shape: LesionShape, center: np.ndarray, radius: float, suv: float, label: int,
+                  mu: float | None) -> None:  # fmt: skip
+    """A lesion of the given mean radius; a necrotic core has its label too."""
+    canvas = scene.canvas
+    reach = REACH[shape] * radius
     box = canvas.box(center - reach, center + reach)
     x, y, z = (axis[s] - c for axis, s, c in zip((canvas.grid.axis_mm(i) for i in range(3)), box, center, strict=True))
-    x, y, z = x[:, None, None], y[None, :, None], z[None, None, :]
-    r = np.sqrt(x * x + y * y + z * z) + 1e-6
-    bumps = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape))
-    for order in (2.0, 3.0, 3.0):
-        way = rng.standard_normal(3)
-        way /= np.linalg.norm(way)
-        bumps += 0.06 * np.cos(order * np.arccos(np.clip((x * way[0] + y * way[1] + z * way[2]) / r, -1, 1)))
-    distance = (r - radius * (1 + bumps)).astype(np.float32)
+    distance, core = lesion(scene.rng, shape, x[:, None, None], y[None, :, None], z[None, None, :], radius)
     canvas.paint(box, distance, suv, mu, label)
+    if core is not None:
+        canvas.paint(box, core, NECROTIC_SUV * suv, mu, label)

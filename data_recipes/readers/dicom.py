@@ -13,7 +13,10 @@ from data_recipes.errors import DataError
 from data_recipes.isotopes import Isotope, decay_factor
 from data_recipes.readers.common import Stated, content_hash, make_subject, suv_scale
 from data_recipes.readers.pet_tags import (
+    DECAY_TOLERANCE,
+    body_for_suv,
     check_decay_factors,
+    decay_corrections,
     duration_s,
     find_dose_mbq,
     find_isotope,
@@ -21,8 +24,10 @@ from data_recipes.readers.pet_tags import (
     find_tracer,
     find_weight_kg,
     injected_item,
+    philips_factor,
 )
-from data_recipes.readers.series import Series, Slice, number, read_series, text
+from data_recipes.readers.series import Series, Slice, number, read_series, scaled, text
+from data_recipes.splits import bucket_of
 from data_recipes.subject import Injection, Subject
 
 
@@ -33,8 +38,10 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
     """Read the PET series that lies in a folder.
 
     Slices are sorted by position and stacked with their own slope; uneven steps are resampled to an even one. Values
-    become Bq/mL at scan start, whatever DecayCorrection (START or ADMIN) and Units (BQML or GML) say. Every slice's
-    DecayFactor is checked; what cannot be interpreted is refused. Nothing that identifies a patient is passed on.
+    become Bq/mL at scan start, whatever DecayCorrection says (START, ADMIN, or NONE where times of all slices are known) and
+    Units: BQML, GML and CM2ML (SUV by body weight, by the lean body mass of Janmahasatian or James, or by surface), CNTS
+    with the scale factors of Philips. Every slice's DecayFactor is checked; what cannot be interpreted is refused. Nothing
+    that identifies a patient is passed on.
 
     Parameters
     ----------
@@ -58,8 +65,8 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
         For a stated value that cannot be.
     DataError
         One line with file and tag, for missing Units, mixed series, missing or repeated slices, SPECT, oblique slices,
-        DecayCorrection NONE, a DecayFactor that disagrees with half-life, frame start and duration, or times, dose and
-        weight that cannot be.
+        DecayCorrection NONE without times, a DecayFactor that disagrees with half-life, frame start and duration, or times,
+        dose and weight that cannot be.
     """
     stated = Stated(units, fwhm_mm, weight_kg, injected_mbq, uptake_s, duration_s)
     # Values that break a format rule are common in the field; those that matter are checked here, with the file's name.
@@ -69,16 +76,20 @@ def read_dicom(folder: str | Path, *, units: str | None = None,
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What tags and statements say of the values of a series; they are in `unit` times `decay` at scan start."""
+    """What tags and statements say of the values of a series; they are in `unit` times `scale` at scan start.
+
+    Slices of a series without decay correction are multiplied by `by_slice` first.
+    """
 
     unit: str
-    decay: float
+    scale: float
     correction: str
     iso: Isotope | None
     tagged: Injection
     injection: Injection
     durations_s: list[float]
     decay_factors: list[float]
+    by_slice: list[float]
     notes: list[str]
     warnings: list[str]
 
@@ -89,7 +100,7 @@ def _interpret(slices: tuple[Slice, ...], stated: Stated) -> _Meaning:
     check_image(first)
     info = injected_item(first)
     iso = find_isotope(first, info)
-    unit = _units(first, stated)
+    unit, scale = _units(slices, stated)
     correction = _decay_correction(first, stated)
     timing = find_timing(slices, info, iso, uptake_stated=stated.uptake_s is not None)
     frames = sorted({d for item in slices if (d := duration_s(item)) is not None})
@@ -107,14 +118,22 @@ def _interpret(slices: tuple[Slice, ...], stated: Stated) -> _Meaning:
     if len(frames) > 1 and stated.duration_s is None:
         warnings.append("bed positions have different ActualFrameDuration: no single duration can be given")
     injection = stated.over(tagged)
-    factors = _check_decay(slices, iso, correction, timing.scan_start, injection.uptake_s)
-    if not factors:
-        warnings.append("DecayFactor could not be checked: it, or the half-life, is missing")
+    by_slice: list[float] = []
+    if correction == "NONE":
+        by_slice = decay_corrections(slices, iso, timing.scan_start)
+        factors = []
+        notes.append("no decay correction in the source: corrected to scan start by the times of its slices")
+    else:
+        factors = _check_decay(slices, iso, correction, timing.scan_start, injection.uptake_s)
+        if not factors:
+            warnings.append("DecayFactor could not be checked: it, or the half-life, is missing")
+    if unit == "suv" and scale != 1:
+        notes.append(f"values times {scale:.6g} are SUV by body weight")
     decay = 1.0
     if unit != "suv" and correction == "ADMIN" and injection.uptake_s is not None and iso is not None:
         decay = decay_factor(iso, injection.uptake_s)
         notes.append("decay correction moved from administration to scan start")
-    return _Meaning(unit, decay, correction, iso, tagged, injection, frames, factors, notes, warnings)
+    return _Meaning(unit, scale * decay, correction, iso, tagged, injection, frames, factors, by_slice, notes, warnings)
 
 
 def suv_per_value(slices: tuple[Slice, ...], stated: Stated) -> float:
@@ -127,14 +146,21 @@ def suv_per_value(slices: tuple[Slice, ...], stated: Stated) -> float:
     """
     with disable_value_validation():
         said = _interpret(slices, stated)
-    return 1.0 if said.unit == "suv" else said.decay / suv_scale(said.injection, slices[0].file)
+    if said.by_slice and max(said.by_slice) > (1 + DECAY_TOLERANCE) * min(said.by_slice):
+        raise DataError(
+            f"{slices[0].file}: DecayCorrection is NONE and slices have different times; correct the series first"
+        )
+    scale = said.scale * (said.by_slice[0] if said.by_slice else 1.0)
+    return scale if said.unit == "suv" else scale / suv_scale(said.injection, slices[0].file)
 
 
 def _subject(series: Series, stated: Stated) -> Subject:
     first = series.slices[0]
     said = _interpret(series.slices, stated)
     iso = said.iso
-    factor = suv_scale(said.injection, first.file) if said.unit == "suv" else said.decay
+    if said.by_slice:
+        series = scaled(series, said.by_slice)
+    factor = said.scale * (suv_scale(said.injection, first.file) if said.unit == "suv" else 1.0)
     values = series.values if factor == 1 else series.values * np.float32(factor)
     facts = {
         "positions_mm": series.positions_mm,
@@ -159,6 +185,10 @@ def _subject(series: Series, stated: Stated) -> Subject:
         "notes": [*series.notes, *said.notes],
         "warnings": said.warnings,
     }
+    # Scans of one patient stay in one split.
+    patient = text(first, "PatientID")
+    if patient:
+        provenance["split_bucket"] = bucket_of(patient)
     sha256 = content_hash(series.measured, facts)
     return make_subject(values, series.grid, said.injection, stated, sha256, provenance, first.file)
 
@@ -191,25 +221,37 @@ def check_image(first: Slice) -> None:
         raise DataError(f"{first.file}: CollimatorType {collimator} is that of SPECT, not PET; give a PET series")
 
 
-def _units(first: Slice, stated: Stated) -> str:
+def _units(slices: tuple[Slice, ...], stated: Stated) -> tuple[str, float]:
+    """Unit of the values ("bqml", or "suv" by body weight), and what they are multiplied with to be in it."""
+    first = slices[0]
     tag = text(first, "Units")
     if not tag:
         if stated.units is None:
             raise DataError(f"{first.file}: tag Units is missing; state it with --source-units bqml or suv")
-        return stated.units
-    if tag == "GML" and text(first, "SUVType") not in ("", "BW"):
-        raise DataError(f"{first.file}: SUVType is {text(first, 'SUVType')}; only SUV by body weight (BW) can become Bq/mL")
-    unit = {"BQML": "bqml", "GML": "suv"}.get(tag)
-    if unit is None:
-        raise DataError(f"{first.file}: Units is {tag}; export the series in BQML (Bq/mL)")
+        return stated.units, 1.0
+    unit, scale = _known_unit(slices, tag, stated.weight_kg)
     if stated.units not in (None, unit):
         raise DataError(f"{first.file}: Units is {tag}, but --source-units is {stated.units}; leave the flag out")
-    return unit
+    return unit, scale
+
+
+def _known_unit(slices: tuple[Slice, ...], tag: str, weight_kg: float | None) -> tuple[str, float]:
+    first = slices[0]
+    if tag == "BQML":
+        return "bqml", 1.0
+    if tag == "CNTS":
+        return philips_factor(slices)
+    if tag in ("GML", "CM2ML"):
+        kind = text(first, "SUVType") or ("BW" if tag == "GML" else "BSA")
+        if (kind == "BSA") != (tag == "CM2ML"):
+            raise DataError(f"{first.file}: Units is {tag} but SUVType is {kind}; repair the tags")
+        return "suv", body_for_suv(first, kind, weight_kg)
+    raise DataError(f"{first.file}: Units is {tag}; export the series in BQML (Bq/mL)")
 
 
 def _decay_correction(first: Slice, stated: Stated) -> str:
     correction = text(first, "DecayCorrection")
-    if correction in ("START", "ADMIN"):
+    if correction in ("START", "ADMIN", "NONE"):
         return correction
     if not correction and stated.units is not None:
         return "START"

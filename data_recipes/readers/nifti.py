@@ -1,5 +1,6 @@
 """NIfTI images as subjects, and as plain volumes (mu-maps, CTs)."""
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from data_recipes.readers.sidecar import Sidecar, find_sidecar, read_sidecar
 from data_recipes.subject import Injection, Subject
 
 ENDINGS = (".nii.gz", ".nii")
+
+MOST_VOXELS = 1 << 30
+"""Of a volume: a CT of 512 x 512 x 2000 has half as many. A header that says more is damaged, or a bomb when unpacked."""
 
 
 def read_nifti(path: str | Path, *, units: str | None = None, sidecar: str | Path | None = None,
@@ -56,18 +60,47 @@ def read_nifti(path: str | Path, *, units: str | None = None, sidecar: str | Pat
     image = Path(path)
     values, grid, notes = load_volume(image)
     beside = _beside(image, sidecar)
-    said, unit, tagged, injection = _interpret(image, beside, stated)
+    said = _said(image, beside)
+    kind = "none" if beside is None else beside.suffix.lower().removeprefix(".")
+    return subject_of(values, grid, notes, said, stated, kind, image.name)
+
+
+def subject_of(values: np.ndarray, grid: Grid, notes: list[str], said: Sidecar, stated: Stated, sidecar: str,
+               where: str) -> Subject:  # fmt: skip
+    """The `Subject` of values whose meaning a sidecar and the user tell.
+
+    Parameters
+    ----------
+    values : ndarray
+        float32 (x, y, z) in the sidecar's unit.
+    grid : Grid
+    notes : list of str
+        What was done to the values.
+    said : Sidecar
+    stated : Stated
+    sidecar : str
+        Kind of the sidecar, for the provenance.
+    where : str
+        File name for messages.
+
+    Raises
+    ------
+    DataError
+        As of `read_nifti`.
+    """
+    unit, tagged, injection = _interpret(where, said, stated)
     warnings = ["the isotope is not stated: F-18 is assumed"] if said.isotope is None else []
     factor = said.scale
+    notes = list(notes)
     if unit == "suv":
-        factor *= suv_scale(injection, image.name)
+        factor *= suv_scale(injection, where)
     elif said.corrected_before_scan_s:
         factor *= _decay(said, injection)
         notes.append("decay correction moved to scan start")
     provenance: dict[str, Any] = {
         "kind": "nifti",
         "units": unit,
-        "sidecar": "none" if beside is None else beside.suffix.lower().removeprefix("."),
+        "sidecar": sidecar,
         "notes": notes,
         "warnings": warnings,
     }
@@ -85,7 +118,7 @@ def read_nifti(path: str | Path, *, units: str | None = None, sidecar: str | Pat
         "corrected_before_scan_s": said.corrected_before_scan_s,
     }
     sha256 = content_hash(values, facts)
-    return make_subject(values * np.float32(factor), grid, injection, stated, sha256, provenance, image.name)
+    return make_subject(values * np.float32(factor), grid, injection, stated, sha256, provenance, where)
 
 
 def _beside(image: Path, sidecar: str | Path | None) -> Path | None:
@@ -93,14 +126,17 @@ def _beside(image: Path, sidecar: str | Path | None) -> Path | None:
     return Path(sidecar) if sidecar is not None else find_sidecar(image, stem)
 
 
-def _interpret(image: Path, beside: Path | None, stated: Stated) -> tuple[Sidecar, str, Injection, Injection]:
-    """Sidecar, unit, and the injection as the sidecar has it and with the user's statements over it."""
-    said = Sidecar() if beside is None else read_sidecar(beside, image, image_stem(image))
+def _said(image: Path, beside: Path | None) -> Sidecar:
+    return Sidecar() if beside is None else read_sidecar(beside, image, image_stem(image))
+
+
+def _interpret(where: str, said: Sidecar, stated: Stated) -> tuple[str, Injection, Injection]:
+    """Unit, and the injection as the sidecar has it and with the user's statements over it."""
     unit = said.units or stated.units
     if unit is None:
-        raise DataError(f"{image.name}: units are not known (no Units beside it); give --source-units bqml or suv")
+        raise DataError(f"{where}: units are not known (no Units beside it); give --source-units bqml or suv")
     if stated.units not in (None, unit):
-        raise DataError(f"{image.name}: the sidecar says {unit}, --source-units {stated.units}; leave the flag out")
+        raise DataError(f"{where}: the sidecar says {unit}, --source-units {stated.units}; leave the flag out")
     tagged = Injection(
         isotope="F-18" if said.isotope is None else said.isotope.name,
         tracer=said.tracer,
@@ -109,7 +145,7 @@ def _interpret(image: Path, beside: Path | None, stated: Stated) -> tuple[Sideca
         weight_kg=said.weight_kg,
         duration_s=said.duration_s,
     )
-    return said, unit, tagged, stated.over(tagged)
+    return unit, tagged, stated.over(tagged)
 
 
 def _decay(said: Sidecar, injection: Injection) -> float:
@@ -127,7 +163,8 @@ def suv_per_value(image: Path, sidecar: str | Path | None, stated: Stated) -> fl
     DataError
         As of `read_nifti`, or where weight, activity or uptake time is unknown; values are not looked at.
     """
-    said, unit, _, injection = _interpret(image, _beside(image, sidecar), stated)
+    said = _said(image, _beside(image, sidecar))
+    unit, _, injection = _interpret(image.name, said, stated)
     if unit == "suv":
         return said.scale
     return said.scale * _decay(said, injection) / suv_scale(injection, image.name)
@@ -185,9 +222,15 @@ def open_nifti(path: Path) -> tuple[nib.Nifti1Image, np.ndarray, np.ndarray]:
     try:
         image = nib.Nifti1Image.from_filename(path)
         shape = image.shape
+        if math.prod(shape) > MOST_VOXELS:
+            raise DataError(
+                f"{path.name}: its header says {shape} voxels, more than {MOST_VOXELS:,}; copy it again, or crop it"
+            )
         data = np.asarray(image.dataobj)
     except FileNotFoundError as error:
         raise DataError(f"{path.name}: no such file; check the name") from error
+    except DataError:
+        raise
     except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path.name}: damaged or no NIfTI file; copy it again") from error
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):

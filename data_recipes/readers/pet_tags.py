@@ -11,6 +11,7 @@ from data_recipes.errors import DataError
 from data_recipes.isotopes import Isotope
 from data_recipes.readers.series import Slice, number, text
 from data_recipes.readers.tracers import is_single_photon, resolve_isotope, tracer_name
+from data_recipes.units import body_surface_m2, james_lean_body_mass_kg, lean_body_mass_kg
 
 # Relative agreement asked of every slice's DecayFactor.
 DECAY_TOLERANCE = 1e-4
@@ -93,6 +94,107 @@ def find_weight_kg(item: Slice) -> float | None:
     if not 0 < weight < 700:
         raise DataError(f"{item.file}: PatientWeight is {weight:g} kg; give --weight-kg")
     return weight
+
+
+def body_for_suv(item: Slice, kind: str, weight_kg: float | None) -> float:
+    """SUV by body weight over the SUV of a kind (DICOM SUVType), for this patient.
+
+    SUV = concentration / activity x M, with M the weight, the lean body mass or the surface (in cm2; g and cm2 are taken for
+    mL), so that the ratio is weight / M. Plain "LBM" does not tell which formula was used.
+
+    Parameters
+    ----------
+    item : Slice
+        Its tags PatientWeight, PatientSize and PatientSex are used.
+    kind : str
+        "BW", "LBMJANMA", "LBMJAMES128" or "BSA".
+    weight_kg : float, optional
+        What the user states.
+
+    Raises
+    ------
+    DataError
+        Another kind, or a tag that is missing or cannot be.
+    """
+    if kind == "BW":
+        return 1.0
+    if kind not in ("LBMJANMA", "LBMJAMES128", "BSA"):
+        raise DataError(
+            f"{item.file}: SUVType is {kind}; only BW, LBMJANMA, LBMJAMES128 and BSA can become Bq/mL: export the series in "
+            "BQML"
+        )
+    weight = find_weight_kg(item) if weight_kg is None else weight_kg
+    height, sex = number(item, "PatientSize"), text(item, "PatientSex")
+    tags = (("PatientWeight", weight), ("PatientSize", height), ("PatientSex", kind == "BSA" or sex in ("M", "F")))
+    missing = [tag for tag, value in tags if not value]
+    if missing or weight is None or height is None:
+        raise DataError(f"{item.file}: {missing[0]} is missing, which SUVType {kind} needs; export the series in BQML")
+    try:
+        if kind == "BSA":
+            return weight * 1e3 / (body_surface_m2(weight, height) * 1e4)
+        lean = lean_body_mass_kg if kind == "LBMJANMA" else james_lean_body_mass_kg
+        return weight / lean(weight, height, sex)
+    except ValueError as error:
+        raise DataError(f"{item.file}: SUVType {kind}: {error}; export the series in BQML") from error
+
+
+def philips_factor(slices: tuple[Slice, ...]) -> tuple[str, float]:
+    """Unit and factor of a Philips series in counts: to Bq/mL by (7053,1009), else to SUV by body weight by (7053,1000).
+
+    Both multiply values that were rescaled by slope and intercept; they are the same in all slices.
+
+    Raises
+    ------
+    DataError
+        Neither is there, or slices disagree.
+    """
+    for element, unit in ((0x09, "bqml"), (0x00, "suv")):
+        factors = {_philips(item, element) for item in slices}
+        if len(factors) > 1:
+            raise DataError(f"{slices[0].file}: (7053,10{element:02X}) differs between slices; give one series only")
+        factor = factors.pop()
+        if factor is not None:
+            return unit, factor
+    raise DataError(
+        f"{slices[0].file}: Units is CNTS and the scale factors of Philips, (7053,1009) and (7053,1000), are missing or 0; "
+        "export the series in BQML (Bq/mL)"
+    )
+
+
+def _philips(item: Slice, element: int) -> float | None:
+    try:
+        value = item.tags.private_block(0x7053, "Philips PET Private Group")[element].value
+    except KeyError:
+        return None
+    written = value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else str(value)
+    try:
+        factor = float(written)
+    except ValueError:
+        raise DataError(f"{item.file}: (7053,10{element:02X}) is not a number; repair the file") from None
+    return factor if math.isfinite(factor) and factor > 0 else None
+
+
+def decay_corrections(slices: tuple[Slice, ...], iso: Isotope | None, start: datetime | None) -> list[float]:
+    """What values of every slice are multiplied with to be corrected for decay to scan start, see `check_decay_factors`.
+
+    Raises
+    ------
+    DataError
+        The isotope, a time or a duration is unknown.
+    """
+    factors = []
+    for item in slices:
+        moment, duration = _moment(item, "Acquisition"), duration_s(item)
+        if iso is None or start is None or moment is None or duration is None:
+            raise DataError(
+                f"{item.file}: DecayCorrection is NONE, and the half-life, AcquisitionTime or ActualFrameDuration is "
+                "missing; export the series decay-corrected to scan start"
+            )
+        told = number(item, "DecayFactor")
+        if told is not None and abs(told - 1) > DECAY_TOLERANCE:
+            raise DataError(f"{item.file}: DecayCorrection is NONE but DecayFactor is {told:g}; repair the tags")
+        factors.append(math.exp(iso.decay_per_s * (moment - start).total_seconds()) * _mean_stretch(iso, duration))
+    return factors
 
 
 def find_timing(slices: tuple[Slice, ...], info: pydicom.Dataset | None, iso: Isotope | None,

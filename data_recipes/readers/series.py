@@ -1,6 +1,6 @@
 """A DICOM series as one volume: slices found, checked, sorted by position and stacked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +122,20 @@ def read_series(folder: Path, modality: str) -> Series:
     return Series(tuple(slices), values, stack, grid, tuple(float(p) for p in positions), tuple(notes))
 
 
+def scaled(series: Series, factors: list[float]) -> Series:
+    """The series with every slice's values multiplied by its factor before slices are resampled."""
+    measured = series.measured * np.asarray(factors, np.float32)
+    positions = np.asarray(series.positions_mm)
+    even = np.linspace(positions[0], positions[-1], len(positions))
+    step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    stack = measured if np.abs(positions - even).max() <= EVEN * step else _interpolate_slices(measured, positions, even)
+    first = series.slices[0]
+    orientation = _vector(first, "ImageOrientationPatient", 6)
+    normal = np.cross(orientation[:3], orientation[3:])
+    values, grid = to_canonical(stack, slice_affine(first, normal, step), first.file)
+    return replace(series, values=values, measured=measured, grid=grid)
+
+
 def find_slices(folder: Path) -> tuple[list[Slice], int]:
     """DICOM images of a folder by file name, at least one (`DataError`), and the number of other files."""
     found: list[Slice] = []
@@ -203,7 +217,8 @@ def sort_slices(found: list[Slice]) -> tuple[list[Slice], np.ndarray, np.ndarray
     positions = along[order]
     slices = [found[i] for i in order]
     steps = np.diff(positions)
-    median = float(np.median(steps))
+    # Of an even number the lower middle one: of three slices one of which is twice as far, the step is the shorter.
+    median = float(np.percentile(steps, 50, method="lower"))
     repeated = int(np.argmin(steps))
     if steps[repeated] <= REPEATED * median or median <= 0:
         raise DataError(

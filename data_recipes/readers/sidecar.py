@@ -20,10 +20,16 @@ _WEIGHT = {"kg": 1.0, "g": 1e-3}
 
 # Quantity -> the names a column may have before its unit ("Weight [kg]" reads as weight_kg), and the units known.
 _COLUMNS = {
-    "weight_kg": (("weight", "body_weight", "patient_weight"), _WEIGHT),
-    "injected_mbq": (("injected_activity", "injected_dose", "activity", "dose", "injected"), _ACTIVITY),
-    "uptake_s": (("uptake", "uptake_time", "delay", "injection_delay", "injection_to_scan"), _SECONDS),
-    "half_life_s": (("half_life", "halflife"), _SECONDS),
+    "weight_kg": (("weight", "body_weight", "patient_weight", "patientweight"), _WEIGHT),
+    "injected_mbq": (
+        ("injected_activity", "injected_dose", "activity", "dose", "injected", "radionuclidetotaldose"),
+        _ACTIVITY,
+    ),
+    "uptake_s": (
+        ("uptake", "uptake_time", "delay", "injection_delay", "injection_to_scan", "timefrominjectiontoacquisition"),
+        _SECONDS,
+    ),
+    "half_life_s": (("half_life", "halflife", "radionuclidehalflife"), _SECONDS),
     "duration_s": (("duration", "frame_duration", "scan_duration"), _SECONDS),
 }
 # DICOM keywords carry their unit by definition.
@@ -34,7 +40,11 @@ _DICOM_COLUMNS = {
 }
 # A short word after a quantity is taken for its unit; a longer one ("dose_calibration") makes it another quantity.
 LONGEST_UNIT = 3
-_FILE_COLUMNS = ("file", "filename", "file_name", "image")
+_FILE_COLUMNS = ("file", "filename", "file_name", "image", "niftifilename")
+_WORDS = {
+    "units": "units", "imageunits": "units", "isotope": "isotope", "tracer": "tracer", "radiopharmaceuticalname": "tracer",
+    "decaycorrection": "decay_correction", "manufacturermodelname": "scanner",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Sidecar:
         Known name or "unknown".
     corrected_before_scan_s : float
         Seconds from the time to which the image is decay-corrected, until scan start.
+    scanner : str
+        The manufacturer's name of the model.
     """
 
     units: str | None = None
@@ -64,6 +76,7 @@ class Sidecar:
     uptake_s: float | None = None
     duration_s: float | None = None
     corrected_before_scan_s: float = 0.0
+    scanner: str = ""
 
 
 def find_sidecar(image: Path, stem: str) -> Path | None:
@@ -83,7 +96,8 @@ def read_sidecar(path: Path, image: Path, stem: str) -> Sidecar:
     ImageDecayCorrected, ImageDecayCorrectionTime (s after TimeZero), and BodyWeight or PatientWeight (kg). CSV: a row
     per file, found by a column file, filename or image; columns weight, injected_activity, delay (or uptake),
     half_life and duration, each with its unit ("weight_kg", "Injected activity [MBq]", "delay_min"), the DICOM
-    keywords PatientWeight, RadionuclideTotalDose and RadionuclideHalfLife, and units, isotope, tracer.
+    keywords PatientWeight, RadionuclideTotalDose and RadionuclideHalfLife, and units, isotope, tracer; also the columns of
+    the UDPET challenge (NiftiFileName, ImageUnits, TimeFromInjectionToAcquisition_s, DecayCorrection, which must be START).
 
     Parameters
     ----------
@@ -119,6 +133,11 @@ def _from_json(written: str, where: str) -> Sidecar:
         raise DataError(f"{where}: not valid JSON (line {error.lineno}); repair the file") from error
     if not isinstance(fields, dict):
         raise DataError(f"{where}: holds no JSON object; PET-BIDS names are needed")
+    return from_fields(fields, where)
+
+
+def from_fields(fields: dict[str, Any], where: str) -> Sidecar:
+    """What PET-BIDS fields say, see `read_sidecar`; `where` names their file in errors (`DataError`)."""
     if fields.get("ImageDecayCorrected") is False:
         raise DataError(f"{where}: ImageDecayCorrected is false; give an image corrected for decay to scan start")
     units, scale = _units(fields.get("Units"), where)
@@ -146,6 +165,7 @@ def _from_json(written: str, where: str) -> Sidecar:
         uptake,
         _positive(_frame_duration(fields, where), "FrameDuration", where),
         0.0 if corrected_to is None or scan is None else scan - corrected_to,
+        str(fields.get("ManufacturersModelName") or ""),
     )
 
 
@@ -170,10 +190,10 @@ def _from_csv(written: str, where: str, names: set[str]) -> Sidecar:
     if len(row) != 1:
         raise DataError(f"{where}: {len(row)} rows name this image in column {key}; one is needed")
     found: dict[str, float] = {}
-    told = {"units": "", "isotope": "", "tracer": ""}
+    told = {"units": "", "isotope": "", "tracer": "", "decay_correction": "", "scanner": ""}
     for column, plain in columns.items():
-        if plain in told:
-            told[plain] = str(row[0][column] or "").strip()
+        if plain in _WORDS:
+            told[_WORDS[plain]] = str(row[0][column] or "").strip()
             continue
         quantity = _quantity(plain, column, where)
         if quantity is None:
@@ -189,6 +209,10 @@ def _from_csv(written: str, where: str, names: set[str]) -> Sidecar:
             _positive(value, column, where)
         elif value < 0:
             raise DataError(f"{where}: {column} is negative; repair the table")
+    if told["decay_correction"].upper() not in ("", "START"):
+        raise DataError(
+            f"{where}: DecayCorrection is {told['decay_correction']}; give images corrected for decay to scan start"
+        )
     units, scale = _units(told["units"] or None, where)
     return Sidecar(
         units,
@@ -199,6 +223,7 @@ def _from_csv(written: str, where: str, names: set[str]) -> Sidecar:
         found.get("injected_mbq"),
         found.get("uptake_s"),
         found.get("duration_s"),
+        scanner=told["scanner"],
     )
 
 

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from data_recipes.errors import DataError
+from data_recipes.splits import bucket_of, split_by_bucket
 from petsim.cache.schema import FLOAT_ROWS, INTEGER_ROWS, VERSION, SubjectRecord, chunk_of, pack, unpack
 
 INDEX = "dataset.json"
@@ -240,6 +241,17 @@ def assign_splits(names: list[str]) -> dict[str, str]:
     return splits
 
 
+def _splits(paths: list[Path]) -> dict[str, str]:
+    """Split of every file by its stem: by patient where sources tell patients apart, else by `assign_splits`."""
+    buckets: dict[str, int | None] = {}
+    for path in paths:
+        with SubjectFile(path) as f:
+            buckets[path.stem] = f.json("provenance").get("source", {}).get("split_bucket")
+    if all(bucket is None for bucket in buckets.values()):
+        return assign_splits([path.stem for path in paths])
+    return split_by_bucket({name: bucket_of(name) if bucket is None else bucket for name, bucket in buckets.items()})
+
+
 def write_index(folder: Path) -> dict[str, Any]:
     """Rebuild `dataset.json` from the subjects' files; a lock keeps two rebuilds apart."""
     lock = os.open(folder, os.O_RDONLY)
@@ -257,7 +269,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     """What `dataset.json` holds: configuration, and file, hash, DRFs and split of every subject."""
     subjects, configuration, digest = [], {}, ""
     paths = subject_files(folder)
-    splits = assign_splits([p.stem for p in paths])
+    splits = _splits(paths)
     for path in paths:
         with SubjectFile(path) as f:
             configuration, digest = f.json("configuration"), str(f.attribute("configuration_sha256"))
