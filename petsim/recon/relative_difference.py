@@ -68,7 +68,7 @@ class RelativeDifference:
         return out
 
 
-@nb.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz", "arcp"})
+@nb.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def _gradient(image, inside, weights, gamma, out):
     nx, ny, nz = image.shape
     for task in nb.prange(nx):
@@ -85,7 +85,8 @@ def _gradient(image, inside, weights, gamma, out):
                             d = a - b
                             bottom = a + b + gamma * abs(d)
                             if own[z] and its[z + dz] and bottom > _F32(0):
-                                sums[z] += w * d * (a + _F32(3) * b + gamma * abs(d)) / (bottom * bottom)
+                                # Two ratios: the square of a small number may be 0, and its reciprocal infinite.
+                                sums[z] += w * (d / bottom) * ((a + _F32(3) * b + gamma * abs(d)) / bottom)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -134,7 +134,10 @@ def test_two_voxels_by_hand():
 def test_value_scales_with_the_image_and_is_finite_at_zero():
     image = np.random.default_rng(1).random(SHAPE).astype(np.float32)
     assert prior().value(7 * image) == pytest.approx(7 * prior().value(image), rel=1e-5)
-    np.testing.assert_allclose(prior().gradient(7 * image), prior().gradient(image), rtol=1e-4, atol=1e-5)
+    for factor in (7, 1e-30):
+        gradient = prior().gradient(np.float32(factor) * image)
+        np.testing.assert_allclose(gradient, prior().gradient(image), rtol=1e-4, atol=1e-5)
+    assert np.isfinite(prior().gradient(np.float32(1e-40) * image)).all()
     assert not prior().gradient(np.zeros(SHAPE, np.float32)).any() and prior().value(np.zeros(SHAPE)) == 0
 
 
