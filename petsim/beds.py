@@ -176,9 +176,7 @@ def plan_beds(subject: Subject, settings: SimulationSettings, scanner: Scanner |
 def _whole_position(plan: Plan, number: int) -> Plan:
     """The plan with grids as long as the scanner, and what lies beyond its ends."""
     preset, scanner, subject = plan.preset, plan.scanner, plan.whole_subject
-    grid = fitting_grid(
-        plan.layout, preset.voxel_mm, preset.voxel_mm, plan.fov_mm, scanner.axial_length_mm, plan.center_mm
-    )
+    grid = fitting_grid(plan.layout, preset.voxel_mm, preset.voxel_mm, plan.fov_mm, scanner.axial_length_mm, plan.center_mm)
     fine = plan.simulation_grid
     more = 2 * math.ceil(BEYOND_MM / fine.spacing_mm[2])
     planes = round(scanner.axial_length_mm / fine.spacing_mm[2]) + more

@@ -200,7 +200,7 @@ class Reconstructor:
 
         if start is None:
             start = np.broadcast_to(self.inside.astype(np.float32), (images, *self.plan.grid.shape))
-        return osem(start, em_back, self._sensitivities, self.blur, order, step)
+        return osem(start, em_back, self._sensitivities, self.blur, order, lambda updates, images: step())
 
     def finish(self, images: np.ndarray) -> np.ndarray:
         """Scale to Bq/mL at scan start and full dose, and post-filter."""

@@ -64,7 +64,10 @@ class SinogramOperator(Protocol):
     def add_em_back(
         self, sums: Any, views: np.ndarray, data: np.ndarray, prepared: Any, background: np.ndarray | None = None
     ) -> None:
-        """Add the back projection of data / (forward(image) + background), bins where nothing is expected left out."""
+        """Add the back projection of data / (forward(image) + background).
+
+        Bins where nothing is expected, or whose data are not finite, are left out.
+        """
         ...
 
     def image_of(self, sums: Any) -> np.ndarray:

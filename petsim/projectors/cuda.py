@@ -265,9 +265,9 @@ class CudaProjector:
         self._back(sums, views, data, None, None)
 
     def add_em_back(self, sums: Any, views: np.ndarray, data: Any, prepared: Any, background: Any = None) -> None:
-        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
+        """Add the back projection of data / (forward(image) + background).
 
-        `background` is float32 of the shape of `data`.
+        Bins where nothing is expected, or whose data are not finite, are left out. `background` is shaped as `data`.
         """
         self._back(sums, views, data, prepared, background)
 
@@ -419,8 +419,10 @@ class CudaListmodeProjector:
         ----------
         images : array
             (dose, x, y, z) or (x, y, z).
-        weight, background : array, optional
-            (events,): attenuation x normalization, and expected counts besides trues, of an event's bin. None: 1 and 0.
+        weight : array, optional
+            (events,): attenuation x normalization of an event's bin. None: 1.
+        background : array, optional
+            (events,), or (dose, events) where doses differ: expected counts besides trues of an event's bin. None: 0.
 
         Returns
         -------
@@ -432,12 +434,11 @@ class CudaListmodeProjector:
         padded = self._padded(taken if taken.ndim == 4 else taken[None])
         factors = {}
         for name, given, default in (("weight", weight, 1.0), ("background", background, 0.0)):
-            if given is None:
-                factors[name] = xp.full(len(self), default, np.float32)
-                continue
-            if tuple(np.shape(given)) != (len(self),):
-                raise ValueError(f"{name} has shape {np.shape(given)}, the projector {len(self)} events")
-            factors[name] = xp.asarray(_taken(given), np.float32)[self._order]
+            factor = xp.full(len(self), default, np.float32) if given is None else xp.asarray(_taken(given), np.float32)
+            if factor.shape != (len(self),) and (name == "weight" or factor.shape != (len(padded), len(self))):
+                raise ValueError(f"{name} has shape {factor.shape}, the projector {len(self)} events")
+            factors[name] = factor[..., self._order]
+        factors["background"] = xp.ascontiguousarray(xp.broadcast_to(factors["background"], (len(padded), len(self))))
         backs = self._zeros(len(padded))
         self._launch("em", len(padded), images=padded, backs=backs, **factors)
         out = self._images_of(backs)

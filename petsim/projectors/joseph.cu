@@ -78,7 +78,7 @@ struct Listmode {
     const unsigned short *address;     // (4, events): crystal 1, ring 1, crystal 2, ring 2
     const short *tof_bin;              // (events,), TOF only
     const unsigned char *event_doses;  // (events,): the event is in this many doses, from the first
-    const float *weight, *background;  // (events,), of the EM update
+    const float *weight, *background;  // (events,) and (doses, events), of the EM update
     float *images;                     // (doses, x, y, z), with PAD voxels on every side: zeros, axially the outermost ones
     float *values;                     // (doses, events)
     float *backs;                      // like images
@@ -413,7 +413,8 @@ DEVICE float value_of(const Sinogram &g, long long at)
 {
     if (!g.expected)
         return g.data[at];
-    return g.expected[at] > 0.0f ? g.data[at] / g.expected[at] : 0.0f;
+    const bool used = g.expected[at] > 0.0f && fabsf(g.data[at]) <= 3.402823466e38f;  // Not NaN, not infinite.
+    return used ? g.data[at] / g.expected[at] : 0.0f;
 }
 
 /* Whether a line's data hold anything but zeros; the same answer for all threads. `any` is shared, and 0 before. */
@@ -738,7 +739,7 @@ DEVICE void project_event(int mode, const Listmode &g)
         } else if (mode == BACK) {
             values[m] = g.values[m * g.events + event];
         } else {
-            const float expected = g.weight[event] * values[m] + g.background[event];
+            const float expected = g.weight[event] * values[m] + g.background[m * g.events + event];
             values[m] = expected > 0.0f ? g.weight[event] / expected : 0.0f;
         }
     }

@@ -294,7 +294,7 @@ class ListmodeProjector:
         images = np.asarray(images)
         padded = self._padded(images if images.ndim == 4 else images[None])
         values = np.zeros((len(padded), len(self)), np.float32)
-        self._project(kernels.FORWARD, FORWARD_TASKS, padded, values, _NONE, _NONE, _NO_SUMS)
+        self._project(kernels.FORWARD, FORWARD_TASKS, padded, values, _NONE, _NO_IMAGE, _NO_SUMS)
         out = np.empty_like(values)
         for row, value in zip(out, values, strict=True):
             row[self._events.order] = value
@@ -317,7 +317,7 @@ class ListmodeProjector:
         if values.ndim not in (1, 2) or values.shape[-1] != len(self):
             raise ValueError(f"values have shape {values.shape}, the projector {len(self)} events")
         ordered = np.take(np.atleast_2d(values), self._events.order, axis=1)
-        backs = self._back(kernels.ADJOINT, len(ordered), _NO_IMAGE, ordered, _NONE, _NONE)
+        backs = self._back(kernels.ADJOINT, len(ordered), _NO_IMAGE, ordered, _NONE, _NO_IMAGE)
         return backs if values.ndim == 2 else backs[0]
 
     def em_back(
@@ -331,8 +331,10 @@ class ListmodeProjector:
         ----------
         images : ndarray
             (dose, x, y, z) or (x, y, z).
-        weight, background : ndarray, optional
-            (events,): attenuation x normalization, and expected counts besides trues, of an event's bin. None: 1 and 0.
+        weight : ndarray, optional
+            (events,): attenuation x normalization of an event's bin. None: 1.
+        background : ndarray, optional
+            (events,), or (dose, events) where doses differ: expected counts besides trues of an event's bin. None: 0.
 
         Returns
         -------
@@ -343,12 +345,11 @@ class ListmodeProjector:
         padded = self._padded(images if images.ndim == 4 else images[None])
         factors = []
         for name, given, default in (("weight", weight, 1.0), ("background", background, 0.0)):
-            if given is None:
-                factors.append(np.full(len(self), default, np.float32))
-                continue
-            if np.shape(given) != (len(self),):
-                raise ValueError(f"{name} has shape {np.shape(given)}, the projector {len(self)} events")
-            factors.append(np.asarray(given, np.float32)[self._events.order])
+            factor = np.full(len(self), default, np.float32) if given is None else np.asarray(given, np.float32)
+            if factor.shape != (len(self),) and (name == "weight" or factor.shape != (len(padded), len(self))):
+                raise ValueError(f"{name} has shape {factor.shape}, the projector {len(self)} events")
+            factors.append(factor if given is None else np.take(factor, self._events.order, axis=-1))
+        factors[1] = np.atleast_2d(factors[1])
         backs = self._back(kernels.EM, len(padded), padded, np.empty((len(padded), 0), np.float32), *factors)
         return backs if images.ndim == 4 else backs[0]
 

@@ -412,7 +412,7 @@ def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses
         Padded images; not read by ADJOINT.
     values : float32 (doses, events)
         Zeros for FORWARD; not read by EM.
-    weight, background : float32 (events,)
+    weight, background : float32 (events,), (doses or 1, events)
         Read by EM.
     backs : float32 (parts, doses, cells)
         Not written by FORWARD.
@@ -426,13 +426,14 @@ def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses
         work = _make_work(space, mode != FORWARD, many)
         image = images[d % images.shape[0]]
         back = backs[part % backs.shape[0], d % backs.shape[1]]
+        more = background[d % background.shape[0]]
         for p in range(cuts[part], cuts[part + 1]):
             last = starts[p]
             while last < starts[p + 1] and doses[last] > d:
                 last += 1
             if last - starts[p] > FEW:
                 _project_pair(mode, crystal_xy[pairs[p, 0]], crystal_xy[pairs[p, 1]], starts[p], last, rings, tof_bin,
-                              ring_z, space, image, values[d], weight, background, back, work)  # fmt: skip
+                              ring_z, space, image, values[d], weight, more, back, work)  # fmt: skip
             elif last > starts[p]:
                 _project_few(mode, crystal_xy[pairs[p, 0]], crystal_xy[pairs[p, 1]], starts[p], last, rings, tof_bin,
-                             ring_z, space, image, values[d], weight, background, back, work)  # fmt: skip
+                             ring_z, space, image, values[d], weight, more, back, work)  # fmt: skip

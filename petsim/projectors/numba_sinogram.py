@@ -636,11 +636,11 @@ def _add_background(background, sets, values):
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
 def _ratio(values, expected):
-    """values = values / expected where something is expected, else 0."""
+    """values = values / expected where something is expected and values are finite, else 0."""
     for b in range(values.shape[0]):
         for p in range(values.shape[1]):
-            e = expected[b, p]
-            values[b, p] = values[b, p] / e if e > _F32(0) else _F32(0)
+            e, v = expected[b, p], values[b, p]
+            values[b, p] = v / e if e > _F32(0) and abs(v) < _F32(np.inf) else _F32(0)
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})

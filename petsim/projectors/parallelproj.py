@@ -367,9 +367,9 @@ class ParallelprojProjector:
         prepared: np.ndarray,
         background: np.ndarray | None = None,
     ) -> None:
-        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
+        """Add the back projection of data / (forward(image) + background).
 
-        `background` is float32 of the shape of `data`.
+        Bins where nothing is expected, or whose data are not finite, are left out. `background` is shaped as `data`.
         """
         rows = data.reshape(len(data), -1, *data.shape[3:])
         more = None if background is None else background.reshape(rows.shape)
@@ -378,5 +378,7 @@ class ParallelprojProjector:
                 expected = self._forward(estimate, start, end)
                 if more is not None:
                     expected += self._values(more[m, chunk])
-                ratio = np.divide(self._values(row[chunk]), expected, out=np.zeros_like(expected), where=expected > 0)
+                counts = self._values(row[chunk])
+                used = (expected > 0) & np.isfinite(counts)
+                ratio = np.divide(counts, expected, out=np.zeros_like(expected), where=used)
                 self._add_back(image, start, end, ratio)

@@ -1,5 +1,7 @@
 """The projector for a notebook: any array in, the same kind out."""
 
+from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ class Projector:
     Attributes
     ----------
     layout, grid
+    views : ndarray
+        Numbers of the views that are projected.
     image_shape, data_shape : tuple of int
     backend, reason : str
         What projects, and why that was chosen.
@@ -68,8 +72,21 @@ class Projector:
         self.grid = grid or fitting_grid(self.layout, chosen.voxel_mm, chosen.voxel_mm, fov_mm, length, (0.0, 0.0, 0.0))
         self.backend, self.reason = choose_backend(backend, device)
         self._operator = projector_class(self.backend)(self.layout, self.grid, tof=tof)
+        self.views = np.arange(self.layout.views)
         self.image_shape = self.grid.shape
         self.data_shape = self._operator.data_shape(self.layout.views)
+
+    def subset(self, number: int, subsets: int) -> "Projector":
+        """The projector of an ordered subset: every `subsets`-th view, from view `number` on.
+
+        Its `views` are those of this projector's data that it takes and returns.
+        """
+        if not 0 <= number < subsets <= self.layout.views:
+            raise UsageError(f"subset {number} of {subsets}: there are {self.layout.views} views")
+        part = copy(self)
+        part.views = self.layout.subset_views(number, subsets)
+        part.data_shape = self._operator.data_shape(len(part.views))
+        return part
 
     def __repr__(self) -> str:
         return (
@@ -91,10 +108,10 @@ class Projector:
         return _Transpose(self)
 
     def _forward(self, images: Any) -> Any:
-        return _one_by_one(images, self._operator.forward, self.image_shape, "image")
+        return _one_by_one(images, partial(self._operator.forward, views=self.views), self.image_shape, "image")
 
     def _adjoint(self, data: Any) -> Any:
-        return _one_by_one(data, self._operator.adjoint, self.data_shape, "data")
+        return _one_by_one(data, partial(self._operator.adjoint, views=self.views), self.data_shape, "data")
 
 
 class _Transpose:

@@ -193,9 +193,9 @@ class SinogramProjector:
         prepared: np.ndarray,
         background: np.ndarray | None = None,
     ) -> None:
-        """Add the back projection of data / (forward(image) + background); bins where nothing is expected are left out.
+        """Add the back projection of data / (forward(image) + background).
 
-        `background` is float32 of the shape of `data`.
+        Bins where nothing is expected, or whose data are not finite, are left out. `background` is shaped as `data`.
         """
         self._back(kernels.EM, sums, views, data, prepared, background)
 

@@ -239,7 +239,7 @@ def test_listmode_agrees_with_numba(gpu, tof, doses, support):
     wanted, values = cpu.forward(images), ours.forward(images)
     assert np.all(np.abs(values - wanted) <= 1e-5 * np.maximum(wanted, 0.1 * wanted.max()))
     assert not values[wanted == 0].any()
-    values, weight, background = random(doses, 2000, seed=2), random(2000, seed=3), random(2000, seed=4)
+    values, weight, background = random(doses, 2000, seed=2), random(2000, seed=3), random(doses, 2000, seed=4)
     background += 0.1  # Without, an event at the very end of the TOF kernel's reach would magnify rounding.
     for wanted, back in ((cpu.adjoint(values), ours.adjoint(values)),
                          (cpu.em_back(images, weight, background), ours.em_back(images, weight, background))):  # fmt: skip

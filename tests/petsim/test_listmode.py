@@ -148,7 +148,7 @@ def test_a_ladder_is_every_dose_on_its_own(count, pairs):
     rng = np.random.default_rng(1)
     images = rng.random((5, *projector.grid.shape)).astype(np.float32)
     values = rng.random((5, count)).astype(np.float32)
-    weight, background = rng.random((2, count)).astype(np.float32)
+    weight, background = rng.random(count).astype(np.float32), rng.random((5, count)).astype(np.float32)
     forward, back, em = projector.forward(images), projector.adjoint(values), projector.em_back(images, weight, background)
     for d in range(5):
         inside = events.doses > d
@@ -157,7 +157,7 @@ def test_a_ladder_is_every_dose_on_its_own(count, pairs):
         np.testing.assert_allclose(forward[d, inside], alone.forward(images[d]), rtol=1e-6)
         wanted = alone.adjoint(values[d, inside])
         np.testing.assert_allclose(back[d], wanted, atol=1e-6 * wanted.max())
-        wanted = alone.em_back(images[d], weight[inside], background[inside])
+        wanted = alone.em_back(images[d], weight[inside], background[d, inside])
         np.testing.assert_allclose(em[d], wanted, atol=1e-6 * wanted.max())
 
 
@@ -307,3 +307,5 @@ def test_wrong_tof_and_shapes_are_refused():
         projector.adjoint(np.ones(4))
     with pytest.raises(ValueError, match="weight"):
         projector.em_back(np.ones(projector.grid.shape), np.ones(4))
+    with pytest.raises(ValueError, match="background"):
+        projector.em_back(np.ones(projector.grid.shape), background=np.ones((2, 3)))

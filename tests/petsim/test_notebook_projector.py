@@ -37,6 +37,21 @@ def test_leading_axes_are_kept():
     assert projector.adjoint(data).shape == images.shape
 
 
+def test_a_subset_has_some_of_the_views():
+    projector = tiny()
+    image = np.random.default_rng(0).random(projector.image_shape).astype(np.float32)
+    whole, backs = projector(image), np.zeros(projector.image_shape)
+    for number in range(4):
+        part = projector.subset(number, 4)
+        data = part(image)
+        assert data.shape == part.data_shape
+        np.testing.assert_array_equal(data, whole[part.views])
+        backs += part.T(data)
+    np.testing.assert_allclose(backs, projector.T(whole), rtol=1e-5)
+    with pytest.raises(UsageError, match="subset 4 of 4"):
+        projector.subset(4, 4)
+
+
 def test_a_scanners_name_takes_the_presets_layout():
     projector = petsim.Projector("biograph_mmr", preset="fast", fov_mm=240.0, device="cpu")
     assert projector.layout.merge_axial == 4
