@@ -225,9 +225,9 @@ class Reconstructor:
         return other
 
 
-@nb.njit(cache=True, nogil=True, parallel=True)
+@nb.njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def _background(values, unit, randoms, survive):
-    """values <- (values unit + randoms) / survive."""
+    """values <- (values unit + randoms) / survive, which is infinite or no number where nothing survives."""
     for v in nb.prange(values.shape[0]):
         for r in range(values.shape[1]):
             for t in range(values.shape[2]):

@@ -1,6 +1,6 @@
 """Reconstruction with the projectors: sinogram against list mode, other projectors, empty data, noise with TOF."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from petsim.projectors.choose import cuda_problem, projector_class
 from petsim.projectors.sinogram import SinogramProjector
 from petsim.recon.listmode import BinLines, listmode_em_back
 from petsim.recon.osem import osem
+from petsim.reconstruct import _background
 from tests.petsim.test_projector import polygonal_scanner, tiny_scanner
 
 SUBSETS = 3
@@ -147,6 +148,19 @@ def test_an_empty_dose_is_zero_and_bins_that_are_no_numbers_are_left_out():
     assert_close(listed[:1], wanted[:1], 1e-4)
 
 
+def test_lines_that_nothing_survives_are_left_out():
+    """Through meters of a mu-map of ones, survival is 0, and the background over it infinite or no number."""
+    values = np.array([0, 0, 1], np.float32).reshape(1, 1, 1, 3)
+    randoms, survive = np.array([0, 1, 2], np.float32), np.array([0, 0, 0.5], np.float32)
+    _background(values, np.float32(3), randoms.reshape(1, 1, 3), survive.reshape(1, 1, 3))
+    np.testing.assert_array_equal(values.ravel(), [np.nan, np.inf, 10])
+    scan = Scan(tiny_layout())
+    scan.background[3, 4:6] = np.nan
+    scan.background[5, 4:6] = np.inf
+    images = scan.of_sinogram(scan.projector)
+    assert np.isfinite(images).all() and images[2].max() > 0
+
+
 # ---- Noise with and without TOF ----
 
 SCANS, POST_FWHM_MM, DIAMETER_MM = 160, 30.0, 240.0
@@ -154,7 +168,7 @@ SCANS, POST_FWHM_MM, DIAMETER_MM = 160, 30.0, 240.0
 
 def disk_layout():
     """TOF of 400 ps, a sigma of 25.5 mm, and direct planes only: every ring makes a scan of its own."""
-    scanner = dataclasses.replace(tiny_scanner(), inner_radius_mm=393.0, crystals_per_ring=126, rings=SCANS,
+    scanner = replace(tiny_scanner(), inner_radius_mm=393.0, crystals_per_ring=126, rings=SCANS,
                                   axial_block=SCANS, axial_block_real=SCANS, max_ring_difference=0, tof_fwhm_ps=400.0,
                                   tof_bin_ps=200.0, tof_bins=13)  # fmt: skip
     return SinogramLayout(scanner, radials=32, merge_tof=1, tof_bins=13)
