@@ -21,6 +21,7 @@ from petsim.dose import DoseLadder
 from petsim.fresh import Paths, origins
 from petsim.geometry.scanner import load_scanner
 from petsim.plan import plan_subject
+from petsim.preview import preview
 from petsim.reconstruct import Surroundings
 from petsim.report import _scan_facts
 from petsim.settings import ReadOptions, SimulationSettings
@@ -291,7 +292,8 @@ def test_from_a_notebook():
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
+def made_and_told(tmp_path_factory):
+    """A dataset of one subject in two positions, and what --dry-run said of it."""
     folder = tmp_path_factory.mktemp("beds") / "set"
     with pytest.MonkeyPatch.context() as patch:
         import data_recipes.phantoms.whole_body as module
@@ -301,8 +303,24 @@ def dataset(tmp_path_factory) -> Path:
         request = kill_driver.request(str(folder))
         settings = replace(request.settings, slab_mm=None, beds=2, bed_overlap=0.3, randoms="simulated", photons=5000,
                            corrections="estimated")  # fmt: skip
-        make_dataset(replace(request, subjects=1, settings=settings))
-    return folder
+        request = replace(request, subjects=1, settings=settings)
+        told = preview(request)
+        make_dataset(request)
+    return folder, told
+
+
+@pytest.fixture
+def dataset(made_and_told) -> Path:
+    return made_and_told[0]
+
+
+def test_a_dry_run_counts_all_positions(made_and_told):
+    folder, told = made_and_told
+    with SubjectFile(next(folder.glob("*.h5"))) as f:
+        prompts = f.doses()["prompts"][:, 0]
+        assert told["beds"] == 2 and told["grid"]["shape"] == list(f.shape)
+    assert told["expected_prompts"]["1"] == pytest.approx(prompts[0], rel=0.05)
+    assert told["expected_prompts"]["4"] == pytest.approx(prompts[1], rel=0.05)
 
 
 def test_a_dataset_of_bed_positions_verifies_and_is_reported(dataset):
@@ -316,7 +334,7 @@ def test_a_dataset_of_bed_positions_verifies_and_is_reported(dataset):
         assert f.array("reference/noise_free").shape == f.shape
         assert f.json("configuration")["beds"] == 2
         facts = dict(_scan_facts(SimpleNamespace(provenance=f.json("provenance"))))
-    assert facts["Scan"].startswith("2 bed positions that overlap by 3")
+    assert facts["Scan"].startswith("2 bed positions that overlap by 25 %")
 
 
 def test_fresh_realizations_are_refused(dataset):
