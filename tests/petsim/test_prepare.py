@@ -13,7 +13,7 @@ from petsim import cli
 from petsim.cache.store import SubjectFile, read_index
 from petsim.report import write_report
 from petsim.verify import verify
-from tests.data_recipes.dicom_files import HALF_LIFE_S, factor, pet_slice, write_series
+from tests.data_recipes.dicom_files import factor, pet_slice, write_series
 
 SHAPE = (12, 10, 8)
 HEADER = (
