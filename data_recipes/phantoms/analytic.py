@@ -1,6 +1,7 @@
-"""Phantoms with a known answer: a line source and a cylinder, exact in volume and activity."""
+"""Phantoms with a known answer: a line source, a cylinder and Derenzo rods, exact in volume and activity."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,6 +82,73 @@ def cylinder(radius_mm: float = 100.0, length_mm: float = 200.0, *, bqml: float 
     total_mbq = bqml * np.pi * radius_mm**2 * length_mm * 1e-9
     labels = (part >= 0.5).astype(np.uint8)
     return _subject("cylinder", activity, mu, labels, "background", grid, total_mbq)
+
+
+DERENZO_MM = (4.8, 6.4, 7.9, 9.5, 11.1, 12.7)
+"""Diameters of the rods of the usual insert, a sector each (not verified)."""
+
+
+def derenzo(rods_mm: tuple[float, ...] = DERENZO_MM, *, hot: bool = True, radius_mm: float = 100.0, length_mm: float = 60.0,
+            bqml: float = 20_000.0, spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)) -> Subject:  # fmt: skip
+    """Rods along z in a cylinder of water: sectors of equal rods in triangles, twice their diameter apart.
+
+    Parameters
+    ----------
+    rods_mm : tuple of float
+        Diameter by sector, counterclockwise from the right, in mm.
+    hot : bool
+        Activity is in the rods alone; else everywhere but in them.
+    radius_mm, length_mm : float
+        Of the cylinder.
+    bqml : float
+        Where there is activity, in Bq/mL at scan start.
+    spacing_mm : tuple of float
+        Voxel edges in mm.
+
+    Returns
+    -------
+    Subject
+        Labels: 1 background, 2 on the sectors' rods in the order of `rods_mm`.
+    """
+    _positive(radius_mm=radius_mm, length_mm=length_mm, bqml=bqml, rod=min(rods_mm, default=0.0))
+    side = 2 * radius_mm + 20.0
+    grid = _grid((side, side, length_mm + 20.0), spacing_mm)
+    body = _cylinder_fraction(grid, radius_mm, length_mm, (0.0, 0.0))
+    labels = (body >= 0.5).astype(np.uint8)
+    rods = np.zeros(grid.shape)
+    slab = Grid((*grid.shape[:2], 1), grid.spacing_mm, (*grid.origin_mm[:2], 0.0))
+    along = _cylinder_fraction(grid, side, length_mm, (0.0, 0.0))[:1, :1]
+    for number, diameter in enumerate(rods_mm):
+        across = np.zeros(slab.shape)
+        for center in _sector_mm(number, len(rods_mm), diameter, radius_mm):
+            across += _cylinder_fraction(slab, diameter / 2, 10 * spacing_mm[2], center)
+        part = across * along
+        labels[part >= 0.5] = number + 2
+        rods += part
+    filled = rods if hot else body - rods
+    names = {f"rods_{d:g}": k for k, d in enumerate(rods_mm, start=2)}
+    activity, mu = (filled * bqml).astype(np.float32), (body * MU_WATER_PER_CM).astype(np.float32)
+    subject = _subject(
+        "derenzo", activity, mu, labels, "background", grid, float(activity.sum(dtype=float)) * grid.voxel_ml * 1e-6
+    )
+    return replace(subject, label_names=subject.label_names | {v: k for k, v in names.items()})
+
+
+def _sector_mm(number: int, sectors: int, diameter: float, radius_mm: float) -> list[tuple[float, float]]:
+    """Centers of a sector's rods that lie in it and in the cylinder."""
+    middle, half = 2 * np.pi * (number + 0.5) / sectors, np.pi / sectors
+    pitch, found = 2 * diameter, []
+    rows = int(radius_mm / pitch) + 2
+    for row in range(rows):
+        # Rows of an equilateral lattice, from the sector's tip outward.
+        away = (1.5 + row * np.sqrt(0.75) * 2) * diameter
+        for k in range(row + 1):
+            sideways = (k - row / 2) * pitch
+            rod, turn = np.hypot(away, sideways), np.arctan2(sideways, away)
+            free = rod * np.sin(half - abs(turn)) >= diameter / 2 if abs(turn) < half else False
+            if free and rod + diameter / 2 <= radius_mm - 2.0:
+                found.append((float(rod * np.cos(middle + turn)), float(rod * np.sin(middle + turn))))
+    return found
 
 
 def _positive(**values: float) -> None:
