@@ -123,11 +123,10 @@ class UniPET(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """Convolution with weights of each sample's own: W' = W (1 + s) over input channels, W' / sqrt(sum W'^2 + 1e-8) by output.
+    """Convolution whose weights are each sample's own: W' = W (1 + s) by input, then W' / sqrt(sum W'^2 + 1e-8) by output.
 
-    Own weights are the same as an input times 1 + s, the common weights, and an output over the root: one batched convolution
-    where the authors' code has a grouped one; `benchmarks/unipet_convolution.py` measures both. A style of zero leaves the
-    demodulation.
+    That is the same as an input times 1 + s, common weights, and an output over the root: one batched convolution, where the
+    authors' code has a grouped one; `benchmarks/unipet_convolution.py` measures both. A style of zero leaves what divides.
     """
 
     def __init__(self, width: int) -> None:
