@@ -9,7 +9,7 @@ import torch
 
 from data_recipes.phantoms.whole_body import FIRST_LESION_LABEL
 from denoise.adversarial.mask import MaskKind, local_variance, noise_variance
-from denoise.data import read_ladder
+from denoise.data import Ladder
 from petsim.cache.store import SubjectFile
 from petsim.noise import body_mask
 
@@ -53,27 +53,28 @@ def mask_shares(
     noise = None if clean is None else noise_variance(full, torch.from_numpy(clean[None, None])).numpy()[0, 0]
     lines = []
     for kind, several in thresholds.items():
-        if kind == "off" or (kind == "relative" and noise is None):
-            continue
-        for threshold in several:
-            inside = variance >= threshold if kind == "absolute" else variance > threshold * noise
+        for threshold in several if kind == "absolute" or noise is not None else ():
+            inside = variance >= threshold if kind == "absolute" or noise is None else variance > threshold * noise
             shares = {name: float(inside[where].mean()) for name, where in regions.items() if where.any()}
             lines.append({"mask": kind, "threshold": threshold, **shares})
     return lines
 
 
-def mask_report(files: Sequence[Path], kind: MaskKind, threshold: float) -> list[dict[str, Any]]:
+def mask_report(ladders: Sequence[Ladder], files: Sequence[Path], kind: MaskKind, threshold: float) -> list[dict[str, Any]]:
     """Means of `mask_shares` over subjects of a dataset, at `THRESHOLDS` and at one more of a kind.
 
-    Raises
-    ------
-    DataError
-        A file that cannot be read.
+    Parameters
+    ----------
+    ladders, files : sequence
+        The subjects, and where their labels are.
+    kind : str
+    threshold : float
     """
-    thresholds = {k: tuple(sorted({*v, *((threshold,) if k == kind else ())})) for k, v in THRESHOLDS.items()}
+    thresholds: dict[MaskKind, tuple[float, ...]] = {
+        k: tuple(sorted({*v, *((threshold,) if k == kind else ())})) for k, v in THRESHOLDS.items()
+    }
     found = []
-    for path in files:
-        ladder = read_ladder(path)
+    for ladder, path in zip(ladders, files, strict=True):
         with SubjectFile(path) as f:
             labels, names = f.array("truth/labels"), f.label_names
         clean = None if ladder.noise_free is None else ladder.noise_free.volume()

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 HALVINGS = 5
+MULTIPLE = 2**HALVINGS
+"""The edge of images must be a multiple of this."""
 
 
 class Critic(nn.Module):
@@ -28,7 +30,7 @@ class Critic(nn.Module):
         super().__init__()
         widths = [images, *(width * 2**k for k in range(HALVINGS - 1)), 1]
         self.layers = nn.ModuleList(nn.Conv3d(a, b, 4, 2, 1) for a, b in pairwise(widths))
-        self.score = nn.Linear((patch // 2**HALVINGS) ** 3, 1)
+        self.score = nn.Linear((patch // MULTIPLE) ** 3, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map (n, channels, patch, patch, patch) to (n,)."""

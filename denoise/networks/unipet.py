@@ -48,8 +48,9 @@ class UniPETShape:
 
     @property
     def multiple(self) -> tuple[int, int, int]:
-        """Sizes of an input must be multiples of this, (x, y, z)."""
-        return 1, 1, 1
+        """Sizes of an input must be multiples of this, (x, y, z): each stage halves them."""
+        n = 2**STAGES
+        return n, n, n
 
 
 @dataclass(frozen=True)
