@@ -1,6 +1,7 @@
 """Does style alignment align, does the region mask keep flat regions right, is UniPET on par with dose-specific networks?
 
     python -m benchmarks.unipet problem FOLDER                   # two questions small enough for two cores
+    python -m benchmarks.unipet mask FOLDER                      # what the region masks hold of each organ
     python -m benchmarks.unipet contest FOLDER [--size gpu|smoke] [--device cuda]
 
 FOLDER is that of `benchmarks.cross_dose` (same scanner, durations, seeds and split); patients that are there are taken as
@@ -22,7 +23,10 @@ Problem
 - Flat regions: a box of 48^3 voxels around the liver of the first 2 test patients; voxels of liver and of muscle in which
   the noise-free image varies by less than 5 % over 3 x 3 x 3 voxels; air takes no part. Root mean squared error against the
   noise-free image, mean over patients, doses and the two tissues. Primary: "masked" minus "L1" by seed.
-- Both with a 95 % t-interval over the seeds. Mask shares by organ are those of the first 3 training patients.
+- Both with a 95 % t-interval over the seeds.
+
+Mask
+- Share of body, air and each organ at each threshold, mean over the first 3 training patients.
 
 Contest
 - Generators of equal size, steps and learning rate: the base network trained for each dose alone, with the steps of both
@@ -81,7 +85,7 @@ TOY_SETTINGS = TrainSettings(
 ARMS = {
     "L1": TOY, "aligned": replace(TOY, align="full"), "masked": replace(TOY, adversarial_weight=0.02),
 }  # fmt: skip
-TRAINING_PATIENTS, TEST_PATIENTS, STYLE_PATCHES, BOX, FLAT = 4, 2, 16, 48, 0.05
+TRAINING_PATIENTS, TEST_PATIENTS, MASK_PATIENTS, STYLE_PATCHES, BOX, FLAT = 4, 2, 3, 16, 48, 0.05
 MARGIN_DB = 0.2
 
 
@@ -178,16 +182,21 @@ def problem(training: Path, test: Path, folder: Path) -> dict[str, Any]:
                 temporary.write_text(json.dumps(row))
             print(f"measured seed {seed}", file=sys.stderr, flush=True)
         done.append(json.loads(kept.read_text()))
-    shares = mask_report(some[:3], files[:3], "relative", 3.0)
-    warnings = {f"{k} {t:g}": warnings_of(shares, k, t) for k, t in (("absolute", 1e-3), ("relative", 3.0))}
     return {
         "alignment": interval([r["styles"]["aligned"]["relative"] - r["styles"]["L1"]["relative"] for r in done]),
         "style_distance": {n: float(np.mean([r["styles"][n]["relative"] for r in done])) for n in done[0]["styles"]},
         "flat_error_suv": interval([r["flat"]["masked"]["all"] - r["flat"]["L1"]["all"] for r in done]),
         "flat_errors": {n: {k: float(np.mean([r["flat"][n][k] for r in done])) for k in done[0]["flat"][n]}
                         for n in done[0]["flat"]},
-        "mask_shares": shares, "mask_warnings": warnings, "seeds": done,
+        "seeds": done,
     }  # fmt: skip
+
+
+def masks(training: Path) -> dict[str, Any]:
+    """What the masks hold, and where they are called inactive."""
+    shares = mask_report(*ladders_of(training, "train", MASK_PATIENTS), "relative", 3.0)
+    warnings = [w for line in shares for w in warnings_of(shares, line["mask"], line["threshold"])]
+    return {"patients": MASK_PATIENTS, "shares": shares, "warnings": warnings}
 
 
 @dataclass(frozen=True)
@@ -278,7 +287,7 @@ def contest(training: Path, test: Path, folder: Path, size: str, device: str) ->
 def main() -> None:
     """Make the patients, train, evaluate, and print the JSON line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("problem", "contest"))
+    parser.add_argument("what", choices=("problem", "mask", "contest"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=EXTENTS, default="gpu")
     parser.add_argument("--device", default="auto")
@@ -293,6 +302,9 @@ def main() -> None:
         training = make_patients(args.folder / "training", *made, range(size.training), args.device)
         seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test)
         test = make_patients(args.folder / "test", *made, seeds, args.device)
+    if args.what == "mask":
+        emit("unipet_mask", masks(training))
+        return
     if args.what == "problem":
         emit("unipet", problem(training, test, args.folder / "unipet"))
         return
