@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import emit
 from denoise.networks.unipet import EPSILON, ModulatedConv
 
-REPEATS = 5
+REPEATS = 3
 
 
 def batched(layer: ModulatedConv, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
