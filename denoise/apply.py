@@ -40,6 +40,8 @@ class ApplyOptions:
     weights : str
         "best" or "last".
     device : str
+    stitching : str
+        "hard": tiles of UniPET are not blended.
     overwrite : bool
     sampling : Sampling
         Of generative models, which also write the spread of samples (NAME_spread) and intermediate doses (NAME_drf-010).
@@ -55,6 +57,7 @@ class ApplyOptions:
     strength: float = 1.0
     weights: str = "best"
     device: str = "auto"
+    stitching: str = "blend"
     overwrite: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -89,7 +92,7 @@ def apply(run: Path, inputs: Sequence[Path], out: Path, options: ApplyOptions) -
     ------
     DataError, UsageError
     """
-    denoiser = Denoiser.load(run, options.device, options.weights, options.sampling)
+    denoiser = Denoiser.load(run, options.device, options.weights, options.sampling, options.stitching == "hard")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in model_files(run, options.weights))).hexdigest()
     targets = [_target(path, out, len(inputs)) for path in inputs]
     if len(set(targets)) < len(targets):

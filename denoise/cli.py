@@ -19,10 +19,13 @@ Device = Literal["auto", "cpu", "cuda"]
 class Train:
     """Train a network on a dataset of petsim make-dataset; the same command goes on with an interrupted run."""
 
-    method: Positional[Literal["direct", "dose-specific", "dose-conditioned", "residual", "ddpm", "map-diff", "flow"]]
+    method: Positional[
+        Literal["direct", "dose-specific", "dose-conditioned", "residual", "ddpm", "map-diff", "flow", "unipet", "cgan"]
+    ]
     """direct: one network gives the image; dose-specific: one for each dose; dose-conditioned: it is told the noise level;
     residual: one network gives the noise (our implementation after arXiv 2604.16925); ddpm: conditional diffusion; map-diff:
-    diffusion with anchors at intermediate doses (our implementation after arXiv 2603.02012); flow: rectified flow."""
+    diffusion with anchors at intermediate doses (our implementation after arXiv 2603.02012); flow: rectified flow; unipet:
+    style alignment, region-aware adversarial learning (our implementation after arXiv 2606.11131); cgan: conditional GAN."""
     data: str
     """Folder of the dataset."""
     out: str
@@ -35,8 +38,8 @@ class Train:
     """Turn patches by random quarters about the axis of the scanner, besides the flips."""
     target: Literal["noise-free", "complement", "full", "independent"] | None = None
     """noise-free: the reconstruction of the expected counts (default; simulated subjects only); complement: the counts that
-    the input lacks (default for recorded data); full: the nested full dose, whose best estimate copies noise; independent:
-    the full dose of another realization."""
+    the input lacks (default for recorded data); full: the nested full dose, whose best estimate copies noise (default of
+    unipet and cgan); independent: the full dose of another realization."""
     live: str | None = None
     """Folder of a cache that petsim serve-cache fills: train on its fresh realizations, as far as there are any."""
     on_the_fly: bool = False
@@ -47,28 +50,28 @@ class Train:
     """Threads that load samples ahead; results do not depend on it."""
     variant: Literal["r0", "r1", "r2"] = "r0"
     """Of residual: plain, noise over the volume's measured noise, or errors weighed by the dose's noise."""
-    loss: Literal["l2", "l1"] = "l2"
-    """Squared or absolute error."""
+    loss: Literal["l2", "l1"] | None = None
+    """Squared (default) or absolute error (default of unipet and cgan)."""
     condition: Literal["noise", "nec", "drf"] = "noise"
     """What dose-conditioned is told, as a logarithm: measured noise level, noise-equivalent counts a meter, or DRF."""
     dims: Literal["3", "2.5", "2"] = "3"
     """Dimensions of the network; 2.5: five neighboring slices in, the middle one out."""
-    channels: tuple[int, ...] = (16, 32, 64)
-    """Channels of the U-Net's levels."""
+    channels: tuple[int, ...] = ()
+    """Channels of the U-Net's levels (default 16 32 64); of unipet one number (64)."""
     transform: Literal["linear", "log", "anscombe"] = "linear"
     """Of SUV before the network."""
-    scale_suv: float = 1.0
-    """SUV that becomes about 1 for the network."""
+    scale_suv: float | None = None
+    """SUV that becomes about 1 for the network. Default: 1; 20 of unipet and cgan."""
     clip_suv: float | None = None
-    """Cut SUV here before the network. Default: not."""
-    patch: int = 32
-    """Edge of the patches in voxels."""
-    batch: int = 4
-    """Patches a step, over all devices."""
+    """Cut SUV here before the network. Default: not; 20 of unipet and cgan."""
+    patch: int | None = None
+    """Edge of the patches in voxels. Default: 32; 64 of unipet and cgan, whose critics take multiples of 32."""
+    batch: int | None = None
+    """Patches a step, over all devices. Default: 4; 2 of unipet and cgan."""
     max_steps: int = 2000
-    """Steps of training, for each network."""
-    learning_rate: float = 1e-3
-    """Largest learning rate of AdamW."""
+    """Steps of training, for each network; of unipet and cgan those of the first stage."""
+    learning_rate: float | None = None
+    """Largest learning rate of AdamW. Default: 1e-3; 1e-4 of unipet and cgan."""
     validate_every: int = 200
     """Steps between validations, after which the state is saved."""
     patience: int = 20
@@ -98,6 +101,33 @@ class Train:
     """Of map-diff: cut estimates at the range of images in the anchors' error."""
     bound: float | None = None
     """Of map-diff: most that the weight may be times the error gain (1 - abar) / abar. Default: no bound."""
+    style: Literal["san", "off", "mixstyle"] | None = None
+    """Of unipet: style alignment network (default), base network alone, or base network with MixStyle."""
+    slopes: Literal["shared", "separate"] | None = None
+    """Of unipet: one slope of PReLU for all layers of a kind, as in the authors' code (default), or one for each."""
+    align: Literal["off", "full", "mean"] | None = None
+    """Of unipet: draw the style of features to that of the full dose (default with san), or to the mean of the batch."""
+    align_weight: float | None = None
+    """Weight of that. Default: 0.001."""
+    mask: Literal["off", "absolute", "relative"] | None = None
+    """Of unipet: the critic sees all, what has a local variance from --threshold SUV^2 on (default), or what has more than
+    --threshold times the local variance of the full dose's own noise, which simulated subjects know."""
+    threshold: float | None = None
+    """Of the mask. Default: 0.001, as published; relative: 3."""
+    base: Literal["trained", "frozen"] | None = None
+    """Of unipet, second stage: train the base network too (default), or the style alignment network alone."""
+    adversarial_weight: float | None = None
+    """Of unipet and cgan: weight of the critic's score. Default: 0.001; 0: no critic."""
+    critic_width: int | None = None
+    """Channels of the critic's first layer. Default: 64."""
+    critic_steps: int | None = None
+    """Steps of the critic alone. Default: 200; published 10000."""
+    adversarial_steps: int | None = None
+    """Steps of the second stage. Default: 2000; published 300000."""
+    adversarial_rate: float | None = None
+    """Learning rate there. Default: 1e-4."""
+    pretrained: str | None = None
+    """Model file from which the second stage starts; the first is left out."""
     seed: int = 0
     """Seed of weights and samples."""
     device: Device = "auto"
@@ -148,6 +178,8 @@ class Apply:
     """Of generative models with anchors: write the estimates at intermediate doses too (NAME_drf-010)."""
     seed: int = 0
     """Of samples."""
+    stitching: Literal["blend", "hard"] = "blend"
+    """Of unipet: tiles are blended, or overwrite each other as in the authors' code."""
     overwrite: bool = False
     """Replace an earlier result."""
     json: bool = False
@@ -256,8 +288,9 @@ def _run(command: Any) -> dict[str, Any]:
 
 def _train(command: Train) -> dict[str, Any]:
     import os
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
+    from denoise.adversarial.settings import PUBLISHED_TRAINING
     from denoise.data import usual_target
     from denoise.live import check_live
     from denoise.train import TrainSettings, train, with_doses
@@ -265,9 +298,14 @@ def _train(command: Train) -> dict[str, Any]:
     from petsim.progress import progress_bar
     from petsim.serve import ServeOptions, start
 
-    command = replace(command, target=command.target or usual_target(Path(command.data)))
-    own = {f.name: getattr(command, f.name) for f in fields(TrainSettings) if f.name in {c.name for c in fields(Train)}}
-    settings = TrainSettings(**own, diffusion=_generative(command))
+    usual: dict[str, Any] = PUBLISHED_TRAINING
+    if command.method not in ("unipet", "cgan"):
+        usual = {"target": usual_target(Path(command.data))}
+    elif command.method == "unipet":
+        usual = {**PUBLISHED_TRAINING, "channels": (64,)}
+    names = {f.name for f in fields(TrainSettings)} & {f.name for f in fields(Train)}
+    own = {name: value for name in names if (value := getattr(command, name)) not in (None, ())}
+    settings = TrainSettings(**{**usual, **own}, diffusion=_generative(command), adversarial=_adversarial(command))
     each = settings.method == "dose-specific"
     data, live = Path(command.data), None if command.live is None else Path(command.live)
     if command.workers < 0:
@@ -282,7 +320,7 @@ def _train(command: Train) -> dict[str, Any]:
     with progress_bar(len(with_doses(data, settings).drf) if each else 1) as report:
 
         def progress(steps: int, error: float) -> None:
-            done = steps / settings.max_steps
+            done = steps / settings.steps_in_all
             report(command.method, f"step {steps}, error {error:.3g}{'' if live is None else _producing(live)}", done)
 
         if command.on_the_fly:
@@ -291,7 +329,8 @@ def _train(command: Train) -> dict[str, Any]:
             # Of several processes of one training on a machine, one fills the cache.
             producer = start(options) if os.environ.get("LOCAL_RANK", "0") == "0" else None
         try:
-            result = train(data, Path(command.out), settings, command.device, progress, live, command.workers)
+            pretrained = None if command.pretrained is None else Path(command.pretrained)
+            result = train(data, Path(command.out), settings, command.device, progress, live, command.workers, pretrained)
         finally:
             ended = producer is not None and not producer.is_alive()
             if producer is not None:
@@ -321,6 +360,26 @@ def _generative(command: Train) -> Any:
         stored = read_calibration(Path(command.anchors), command.anchor_drfs)
         given |= {"anchors": stored.anchors, "colored": stored.colored}
     return usual_settings(command.method, given)
+
+
+def _adversarial(command: Train) -> Any:
+    """Settings of adversarial training; None for other methods, which none of its flags fit."""
+    from dataclasses import fields
+
+    from denoise.adversarial.settings import AdversarialSettings
+
+    names = {f.name for f in fields(AdversarialSettings)} & {f.name for f in fields(Train)}
+    given = {name: value for name in sorted(names) if (value := getattr(command, name)) is not None}
+    if command.method not in ("unipet", "cgan"):
+        if given:
+            raise UsageError(f"--{next(iter(given)).replace('_', '-')}: {command.method} has no critic; leave it out")
+        return None
+    usual: dict[str, Any] = {"name": command.method}
+    if command.method == "cgan" or command.style in ("off", "mixstyle"):
+        usual["align"] = "off"
+    if command.method == "cgan":
+        usual["mask"] = "off"
+    return AdversarialSettings(**{**usual, **given})
 
 
 def _calibrate(command: CalibrateAnchors) -> dict[str, Any]:

@@ -255,6 +255,8 @@ class Batch:
         bool (n,): from realizations made while training goes on.
     beside : ndarray
         (n, k, x, y, z) in SUV: the same counts at further doses.
+    clean : ndarray
+        (n, 1, x, y, z) in SUV: noise-free images; (n, 0, x, y, z) where they were not asked for.
     """
 
     low: np.ndarray
@@ -264,6 +266,7 @@ class Batch:
     drf: np.ndarray
     fresh: np.ndarray
     beside: np.ndarray
+    clean: np.ndarray
 
 
 class Patches:
@@ -293,13 +296,15 @@ class Patches:
         Turn patches by random quarters about the axis of the scanner, besides the flips.
     beside : tuple of float
         Doses whose images, of the same realization, come with every sample; the ladders must be a dataset's own.
+    clean : bool
+        Noise-free images come with every sample; the ladders must have them.
     """
 
     def __init__(self, ladders: Sequence[Ladder], drfs: tuple[float, ...], size: tuple[int, int, int], slices: int,
                  condition: Condition, target: Target, seed: int, measure: bool = True,
                  weights: tuple[float, ...] = (), rotate: bool = False,
-                 beside: tuple[float, ...] = ()) -> None:  # fmt: skip
-        self._beside = beside
+                 beside: tuple[float, ...] = (), clean: bool = False) -> None:  # fmt: skip
+        self._beside, self._clean = beside, clean
         self._measure, self._weights, self._rotate = measure, weights, rotate
         self.ladders, self.drfs, self.size, self.slices = ladders, drfs, size, slices
         self._condition: Condition = condition
@@ -322,13 +327,15 @@ class Patches:
     def batch(self, step: int, places: Sequence[int]) -> Batch:
         """Samples at some places of a step's batch."""
         samples = [self._sample(step, place) for place in places]
-        low, target, condition, sd, drf, fresh, beside = zip(*samples, strict=True)
+        low, target, condition, sd, drf, fresh, beside, clean = zip(*samples, strict=True)
         return Batch(
             np.stack(low), np.stack(target), np.array(condition, np.float32), np.array(sd, np.float32),
-            np.array(drf, np.float64), np.array(fresh, bool), np.stack(beside),
+            np.array(drf, np.float64), np.array(fresh, bool), np.stack(beside), np.stack(clean),
         )  # fmt: skip
 
-    def _sample(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray, float, float, float, bool, np.ndarray]:
+    def _sample(
+        self, step: int, place: int
+    ) -> tuple[np.ndarray, np.ndarray, float, float, float, bool, np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self._seed, step, place))
         ladder = self.ladders[int(rng.integers(len(self.ladders)))]
         volume, (clean, index) = ladder.draw(rng, self.drfs, self._target, self._weights)
@@ -345,15 +352,19 @@ class Patches:
         beside = np.empty((len(self._beside), *self.size), np.float32)
         for k, drf in enumerate(self._beside):
             beside[k] = ladder.images.patch((ladder.drfs.index(drf), *volume.index[1:]), corner, self.size)
+        noise_free = np.empty((0, *self.size), np.float32)
+        if self._clean:
+            images, at = ladder.clean()
+            noise_free = images.patch(at, corner, self.size)[None]
         axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
-        low, target, beside = np.flip(low, axes), np.flip(target[None], axes), np.flip(beside, axes)
+        low, target, beside, noise_free = (np.flip(a, axes) for a in (low, target[None], beside, noise_free))
         if 3 in axes:
             low = low[::-1]
         if self._rotate:
             quarters = int(rng.integers(4))
-            low, target, beside = (np.rot90(a, quarters, (1, 2)) for a in (low, target, beside))
+            low, target, beside, noise_free = (np.rot90(a, quarters, (1, 2)) for a in (low, target, beside, noise_free))
         condition, sd = (volume.condition(self._condition), volume.measured().sd) if self._measure else (0.0, 0.0)
-        return low, target, condition, sd, volume.drf, volume.fresh, beside
+        return low, target, condition, sd, volume.drf, volume.fresh, beside, noise_free
 
     def _with_neighbors(self, volume: Volume, depth: int, corner: tuple[int, ...]) -> np.ndarray:
         """(slices, x, y, z): the patch shifted along z by -slices // 2 ... slices // 2; beyond the ends the last slice."""

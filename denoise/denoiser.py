@@ -11,9 +11,10 @@ from denoise.diffusion.method import Diffusion
 from denoise.generate import Correct, Sampling, generate
 from denoise.methods import Method
 from denoise.model_file import ModelCard, load_model
-from denoise.networks.unet import UNet
+from denoise.networks.made import Network
+from denoise.networks.unipet import UniPETShape
 from denoise.noise_level import noise_level
-from denoise.windows import in_windows
+from denoise.windows import in_tiles, in_windows
 
 WIDER_LOG = 0.05
 """Logarithms of dose or counts may leave the trained range by so much without a warning."""
@@ -51,16 +52,24 @@ class Denoiser:
 
     Parameters
     ----------
-    models : list of (UNet, ModelCard)
+    models : list of (network, ModelCard)
     sampling : Sampling
         Of generative models.
+    hard : bool
+        Of UniPET: tiles are not blended; see `denoise.windows.in_tiles`.
     """
 
-    def __init__(self, models: list[tuple[UNet, ModelCard]], sampling: Sampling | None = None) -> None:
-        self.models, self.sampling = models, sampling or Sampling()
+    def __init__(
+        self, models: list[tuple[Network, ModelCard]], sampling: Sampling | None = None, hard: bool = False
+    ) -> None:
+        if hard and any(not isinstance(card.shape, UniPETShape) for _, card in models):
+            raise UsageError("--stitching hard: is that of unipet alone; leave it out")
+        self.models, self.sampling, self.hard = models, sampling or Sampling(), hard
 
     @classmethod
-    def load(cls, run: Path, device: str = "auto", weights: str = "best", sampling: Sampling | None = None) -> "Denoiser":
+    def load(
+        cls, run: Path, device: str = "auto", weights: str = "best", sampling: Sampling | None = None, hard: bool = False
+    ) -> "Denoiser":
         """Read a run's folder, or a model file.
 
         Parameters
@@ -71,6 +80,7 @@ class Denoiser:
         weights : str
             "best" or "last".
         sampling : Sampling, optional
+        hard : bool
 
         Raises
         ------
@@ -79,9 +89,9 @@ class Denoiser:
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: no CUDA device is seen by torch; use --device cpu")
         place = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-        return cls([load_model(path, place) for path in model_files(run, weights)], sampling)
+        return cls([load_model(path, place) for path in model_files(run, weights)], sampling, hard)
 
-    def choose(self, relative: float, drf: float | None = None) -> tuple[UNet, ModelCard]:
+    def choose(self, relative: float, drf: float | None = None) -> tuple[Network, ModelCard]:
         """The network for a dose, or else the one whose training noise is nearest."""
         if drf is not None and len(self.models) > 1:
             return min(self.models, key=lambda m: abs(np.log(m[1].drfs[0] / drf)))
@@ -134,7 +144,7 @@ class Denoiser:
             estimate, spread, anchors = made.image, made.spread, made.anchors
         else:
             condition = _condition(card, level.relative, drf, log_nec_per_m)
-            estimate, spread, anchors = _regressed(network, card, image, condition, level.sd), None, {}
+            estimate, spread, anchors = _regressed(network, card, image, condition, level.sd, self.hard), None, {}
         if image.min() >= 0:
             # What is never negative, as images of OSEM, stays so.
             estimate = np.maximum(estimate, 0)
@@ -173,7 +183,7 @@ def _condition(card: ModelCard, relative: float, drf: float | None, log_nec_per_
     return float(condition)
 
 
-def _regressed(network: UNet, card: ModelCard, image: np.ndarray, condition: float, sd: float) -> np.ndarray:
+def _regressed(network: Network, card: ModelCard, image: np.ndarray, condition: float, sd: float, hard: bool) -> np.ndarray:
     """Estimate of a regression network, float32 SUV."""
     method, device = card.method, next(network.parameters()).device
     assert isinstance(method, Method)
@@ -182,6 +192,8 @@ def _regressed(network: UNet, card: ModelCard, image: np.ndarray, condition: flo
         told, noise = (torch.full((len(low),), v, dtype=torch.float32, device=device) for v in (condition, sd))
         return card.scaling.to_suv(method.estimate(network, card.scaling, low, told, noise))
 
+    if hard and isinstance(card.shape, UniPETShape):
+        return in_tiles(run, card.shape, image, device)
     return in_windows(run, card.shape, image[None], device)
 
 

@@ -28,8 +28,9 @@ from denoise.metrics import (
 )
 from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_means, suv_max
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
+from denoise.texture import edge_sharpness, local_sd
 from petsim.cache.store import SubjectFile, read_index
-from petsim.noise import body_mask, coefficient_of_variation, liver_sphere
+from petsim.noise import body_mask, coefficient_of_variation, liver_sphere, sphere
 from petsim.noise_spectrum import (
     NoisePowerSpectrum,
     mean_frequency,
@@ -308,6 +309,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
             row["total_activity"] = float(image.sum(dtype=np.float64) / clean.sum(dtype=np.float64))
             if box is not None:
                 row["liver_cov"] = coefficient_of_variation(image, box, grid)
+                row["liver_local_sd"] = local_sd(image, box, grid)
             blobs = hot_blobs(image, clean, body, FALSE_ABOVE_SUV, FALSE_ML, math.prod(ladder.spacing_mm) / 1000)
             row["false_blobs"], row["false_ml"] = blobs.count, blobs.volume_ml
             if lesions is not None and lesions.any():
@@ -317,6 +319,7 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
                 row["lesion_contrast"] = float(np.mean(contrast)) if contrast else math.nan
                 largest = suv_max(image, lesions)
                 row["lesion_suv_max"] = float(np.mean([largest[k] / true for k, true in true_suv_max.items()]))
+                row["lesion_sharpness"] = edge_sharpness(image, clean, lesions, ladder.spacing_mm)
                 row["missed_lesions"] = len(missed_lesions(image, clean, lesions, ladder.spacing_mm))
             rows.append(row)
             if labels is not None:
@@ -326,9 +329,11 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
                     for organ, mean in true_organ_means.items()
                     if mean > 0
                 ]
-            if realizations > 1 and middle is not None:
-                # A difference of two realizations is noise alone, of twice the variance.
-                noise = (several[0] - several[1]) / np.float32(math.sqrt(2))
+            # A difference of two realizations is noise alone, of twice the variance.
+            noise = (several[0] - several[1]) / np.float32(math.sqrt(2)) if realizations > 1 else None
+            if noise is not None and box is not None:
+                row["liver_noise_sd"] = float(noise[box][sphere(grid)].std(dtype=np.float64))
+            if noise is not None and middle is not None:
                 spectrum = noise_power_spectrum(noise, ladder.spacing_mm, middle)
                 row["noise_per_mm"] = mean_frequency(spectrum)
                 if dose == len(ladder.drfs) - 1:

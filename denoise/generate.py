@@ -13,7 +13,7 @@ from denoise.diffusion.method import Diffusion, limits
 from denoise.diffusion.noise import draw_noise, seed_of
 from denoise.diffusion.samplers import SamplerName, sample, spread_times
 from denoise.model_file import ModelCard
-from denoise.networks.unet import UNet
+from denoise.networks.made import Network
 from denoise.windows import in_windows
 
 Start = Literal["noise", "input"]
@@ -85,7 +85,7 @@ class Generated:
 
 
 def generate(
-    network: UNet,
+    network: Network,
     card: ModelCard,
     image: np.ndarray,
     relative_noise: float,

@@ -14,7 +14,7 @@ import torch
 from data_recipes.errors import UsageError
 from denoise.scaling import Scaling
 
-MethodName = Literal["direct", "dose-specific", "dose-conditioned", "residual"]
+MethodName = Literal["direct", "dose-specific", "dose-conditioned", "residual", "unipet", "cgan"]
 Variant = Literal["r0", "r1", "r2"]
 Loss = Literal["l2", "l1"]
 
@@ -33,6 +33,8 @@ class Samples:
         One a sample, for whatever a method draws.
     beside : Tensor, optional
         (n, k, x, y, z): the same counts at other doses.
+    clean : Tensor, optional
+        (n, 1, x, y, z): the noise-free images.
     """
 
     low: torch.Tensor
@@ -43,6 +45,7 @@ class Samples:
     drf: torch.Tensor
     seeds: list[int]
     beside: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Method:
     Parameters
     ----------
     name : str
-        "direct", "dose-specific" or "dose-conditioned": the network gives the image. "residual": it gives the noise.
+        "direct", "dose-specific", "dose-conditioned", "unipet": the network gives the image. "residual", "cgan": the noise.
     variant : str
         Of the residual method.
     loss : str
@@ -98,7 +101,7 @@ class Method:
         """
         numbers = scaling.to_network(low)
         out = network(numbers, condition).float()
-        if self.name != "residual":
+        if self.name not in ("residual", "cgan"):
             return out
         middle = numbers.shape[1] // 2
         if self.variant == "r1":

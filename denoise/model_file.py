@@ -18,7 +18,9 @@ from denoise.diffusion.method import Anchors, Diffusion, DiffusionName, Predicti
 from denoise.diffusion.noise import LAG, ColoredNoise
 from denoise.diffusion.schedule import Kind, NoiseSchedule
 from denoise.methods import Method, MethodName, Variant
-from denoise.networks.unet import UNet, UNetShape, placed
+from denoise.networks.made import Network, Shape, made_network
+from denoise.networks.unet import UNetShape, placed
+from denoise.networks.unipet import Slopes, UniPETShape
 from denoise.scaling import Scaling, Transform
 from petsim.cache.store import whole_or_nothing
 
@@ -52,7 +54,7 @@ class ModelCard:
     """
 
     method: Method | Diffusion
-    shape: UNetShape
+    shape: Shape
     scaling: Scaling
     target: Target
     condition: Condition
@@ -66,16 +68,17 @@ class ModelCard:
     unit: str = "SUV"
 
 
-def save_model(path: Path, network: UNet, card: ModelCard) -> None:
+def save_model(path: Path, network: Network, card: ModelCard) -> None:
     """Write a model with a small input and its output; a file that exists is whole."""
-    tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    # Copies, since layers that share a weight would share memory, which the format refuses.
+    tensors = {f"network.{k}": v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
     tensors |= dict(zip(_CHECKS, _check(network, card), strict=True))
     header = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
     with whole_or_nothing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 
 
-def _check(network: UNet, card: ModelCard) -> tuple[torch.Tensor, ...]:
+def _check(network: Network, card: ModelCard) -> tuple[torch.Tensor, ...]:
     """A fixed input and what the network makes of it."""
     rng = np.random.default_rng(0)
     n = card.shape.multiple
@@ -88,7 +91,9 @@ def _check(network: UNet, card: ModelCard) -> tuple[torch.Tensor, ...]:
     return low, condition, sd, estimate.contiguous()
 
 
-def _estimate(card: ModelCard, network: UNet, low: torch.Tensor, condition: torch.Tensor, sd: torch.Tensor) -> torch.Tensor:
+def _estimate(
+    card: ModelCard, network: Network, low: torch.Tensor, condition: torch.Tensor, sd: torch.Tensor
+) -> torch.Tensor:
     """What a model makes of an input; a generative one at half of its schedule, given the input as diffusing image too."""
     if isinstance(card.method, Method):
         return card.method.estimate(network, card.scaling, low, condition, sd)
@@ -108,7 +113,7 @@ def read_card(path: Path) -> ModelCard:
     return _read(path)[0]
 
 
-def load_model(path: Path, device: str = "cpu") -> tuple[UNet, ModelCard]:
+def load_model(path: Path, device: str = "cpu") -> tuple[Network, ModelCard]:
     """Network and card of a model file; the network must give the stored output for the stored input.
 
     Raises
@@ -119,7 +124,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[UNet, ModelCard]:
     card, tensors = _read(path)
     try:
         with torch.device("meta"):
-            network = UNet(card.shape)
+            network = made_network(card.shape)
         own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         network.load_state_dict(own, assign=True)
         low, condition, sd, wanted = (tensors[name] for name in _CHECKS)
@@ -153,11 +158,8 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
 
 
 def _card(values: dict[str, Any]) -> ModelCard:
-    shape = UNetShape(**{**values["shape"], "channels": tuple(int(n) for n in values["shape"]["channels"])})
-    small = 1 <= len(shape.channels) <= 8 and all(1 <= n <= 4096 for n in shape.channels)
-    small = small and shape.images in (1, 2) and 1 <= shape.told <= 256
-    if not (small and shape.slices in range(1, 32, 2) and shape.depth in (1, 3)):
-        raise DataError("unreasonable network")
+    channels = tuple(int(n) for n in values["shape"]["channels"])
+    shape = _shape(values["method"]["name"], {**values["shape"], "channels": channels})
     chosen = (
         (values["scaling"]["transform"], Transform), (values["condition"], Condition), (values["target"], Target),
     )  # fmt: skip
@@ -177,6 +179,21 @@ def _card(values: dict[str, Any]) -> ModelCard:
     return ModelCard(**{
         **_tuples(values), "method": method, "shape": shape, "scaling": scaling,
     })  # fmt: skip
+
+
+def _shape(method: str, values: dict[str, Any]) -> Shape:
+    if method == "unipet":
+        own = UniPETShape(**values)
+        small = len(own.channels) == 1 and own.channels[0] in range(16, 4097, 16) and 1 <= own.blocks <= 64
+        if not (small and own.slopes in get_args(Slopes) and 16 <= own.tile <= 1024):
+            raise DataError("unreasonable network")
+        return own
+    shape = UNetShape(**values)
+    small = 1 <= len(shape.channels) <= 8 and all(1 <= n <= 4096 for n in shape.channels)
+    small = small and shape.images in (1, 2) and 1 <= shape.told <= 256
+    if not (small and shape.slices in range(1, 32, 2) and shape.depth in (1, 3)):
+        raise DataError("unreasonable network")
+    return shape
 
 
 def _method(values: dict[str, Any]) -> Method | Diffusion:

@@ -31,8 +31,11 @@ COLUMNS = {
     "variance": "variance [SUV²]",
     "total_activity": "total activity",
     "liver_cov": "liver COV",
+    "liver_local_sd": "liver local SD [SUV]",
+    "liver_noise_sd": "liver noise SD [SUV]",
     "lesion_suv_max": "lesion SUVmax",
     "lesion_contrast": "lesion contrast",
+    "lesion_sharpness": "lesion edges",
     "missed_lesions": "missed lesions",
     "false_blobs": "false hot blobs",
     "noise_per_mm": "noise frequency [1/mm]",
@@ -115,6 +118,9 @@ def notes(result: Evaluation) -> list[str]:
         f"Noise frequency: mean of the noise power spectrum in slices of the liver, {SPECTRUM_MM:g} mm wide; lower is "
         "blotchier. Residual correlation: of input minus output with itself one voxel away (of the input: of its noise); "
         "what exceeds the input's is structure taken out.",
+        "Local SD: over 3 x 3 x 3 voxels, of structure and noise together; beside it the SD of the noise alone, between two "
+        "realizations. Lesion edges: slope across them over that of the noise-free image; noise of itself adds nothing. An "
+        "image with the full dose's texture has noise like its, synthesized where the counts do not hold it.",
         f"Gaussian and non-local means are tuned by dose on {result.tuned_on} subjects against the same reference.",
         "Model observers and readers: not done.",
         *_convention_notes(result),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from denoise.networks.unet import UNetShape
+from denoise.networks.made import Shape
+from denoise.networks.unipet import UniPETShape
 
 EDGES = (512, 256, 128, 96, 64)
 """Edges that a window may have, in voxels: large ones compute little twice."""
@@ -17,12 +18,15 @@ WINDOW_BYTES = 2**31
 OVERLAP = 32
 """Voxels that a window shares with the next one; a U-Net of three levels sees 20 voxels far."""
 
+SEAM = 3
+"""Voxels before its middle from which on a tile of `in_tiles` overwrites the ones before."""
+
 FEATURES = 16
 """Memory that a network takes: so many times its first level's channels for every voxel of a window (14 to 16 measured)."""
 
 
 def in_windows(
-    run: Callable[[torch.Tensor], torch.Tensor], shape: UNetShape, images: np.ndarray, device: torch.device
+    run: Callable[[torch.Tensor], torch.Tensor], shape: Shape, images: np.ndarray, device: torch.device
 ) -> np.ndarray:
     """What a network makes of a volume.
 
@@ -30,7 +34,7 @@ def in_windows(
     ----------
     run : callable
         (n, channels, x, y, z) on the device -> (n, 1, x, y, z).
-    shape : UNetShape
+    shape : UNetShape or UniPETShape
     images : ndarray
         float32 (images, x, y, z); neighboring slices are put together here.
     device : torch.device
@@ -75,26 +79,64 @@ def in_windows(
     return total[: volume[0], : volume[1], : volume[2]]
 
 
+def in_tiles(
+    run: Callable[[torch.Tensor], torch.Tensor], shape: UniPETShape, image: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """What a network makes of a volume, put together as in the authors' code of UniPET.
+
+    Zeros on both sides of the volume make it a multiple of half a tile. Tiles start every half a tile, and each overwrites
+    what is there from `SEAM` voxels before its middle on: tiles of 64, a stride of 32, from voxel 29 on as published.
+
+    Parameters
+    ----------
+    run, device
+        As of `in_windows`.
+    shape : UniPETShape
+    image : ndarray
+        float32 (x, y, z).
+
+    Returns
+    -------
+    ndarray
+        float32 (x, y, z).
+    """
+    tile, step = shape.tile, shape.tile // 2
+    sizes = [max(tile, -(-n // step) * step) for n in image.shape]
+    before = [(size - n) // 2 for size, n in zip(sizes, image.shape, strict=True)]
+    padding = [(b, size - n - b) for b, size, n in zip(before, sizes, image.shape, strict=True)]
+    padded = np.pad(image, padding)
+    out = np.zeros(sizes, np.float32)
+    for corner in itertools.product(*(range(0, size - step, step) for size in sizes)):
+        shown = padded[tuple(slice(c, c + tile) for c in corner)]
+        with torch.inference_mode():
+            estimate = run(torch.from_numpy(shown[None, None].copy()).to(device))[0, 0].cpu().numpy()
+        kept = tuple(slice(step - SEAM if c else 0, None) for c in corner)
+        out[tuple(slice(c + (step - SEAM if c else 0), c + tile) for c in corner)] = estimate[kept]
+    return out[tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))]
+
+
 def _starts(length: int, window: int) -> list[int]:
-    """First voxels of evenly spread windows that share at least `OVERLAP` voxels with the next."""
+    """First voxels of evenly spread windows that share at least `OVERLAP` voxels, or half of a small one, with the next."""
     if length == window:
         return [0]
     if window == 1:
         return list(range(length))
-    count = int(np.ceil((length - window) / (window - OVERLAP))) + 1
+    count = int(np.ceil((length - window) / (window - min(OVERLAP, window // 2)))) + 1
     return np.round(np.linspace(0, length - window, count)).astype(int).tolist()
 
 
-def _window_edge(shape: UNetShape) -> int:
+def _window_edge(shape: Shape) -> int:
+    if isinstance(shape, UniPETShape):
+        return shape.tile
     voxels = WINDOW_BYTES // _bytes_a_voxel(shape)
     return next((edge for edge in EDGES if edge ** (3 if shape.depth > 1 else 2) <= voxels), EDGES[-1])
 
 
-def _bytes_a_voxel(shape: UNetShape) -> int:
+def _bytes_a_voxel(shape: Shape) -> int:
     return 4 * shape.channels[0] * FEATURES
 
 
-def _windows_at_once(shape: UNetShape, window: tuple[int, ...], device: torch.device) -> int:
+def _windows_at_once(shape: Shape, window: tuple[int, ...], device: torch.device) -> int:
     """Windows that fit the device's free memory, at most 16; on a CPU few, since they gain nothing."""
     needed = _bytes_a_voxel(shape) * int(np.prod(window))
     free = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 1e9

@@ -7,9 +7,12 @@ is measured for. Two- and three-dimensional networks are one module: the former 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class _Block(nn.Module):
         return self.shortcut(x) + self.second(nn.functional.silu(y)) / math.sqrt(2)
 
 
-def placed(network: UNet, device: str | torch.device) -> UNet:
+def placed(network: N, device: str | torch.device) -> N:
     """The network on a device, its weights in the layout with channels last, for which convolutions are quicker."""
     return network.to(device=device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
 
