@@ -15,6 +15,9 @@ after the first seed (fixed 0.0527, fresh 0.0547). The patients are now made by 
 `benchmarks.cross_dose`, so that `FOLDER/training` can serve both where it was made by the same version; DRF 1, 4, 20 and
 100 of them are used.
 
+Run on 2026-11-30, beside other work, on one core for training and a part of the other for the producer; the third seed was
+stopped for time when the first two were known.
+
 A run that was interrupted goes on with the same command.
 """
 
@@ -86,6 +89,7 @@ def main() -> None:
     finally:
         producer.terminate()
     last = {name: [r["course"][-1]["validation_error"] for r in rows if r["noise"] == name] for name in ("fixed", "fresh")}
+    made = None if made is None else {k: v for k, v in made.items() if k != "time_s"}
     emit("fresh", {"patients": patients, "steps": SETTINGS.max_steps, "last_validation_error": last, "producer": made,
                    "rows": rows})  # fmt: skip
 
