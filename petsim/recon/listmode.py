@@ -1,11 +1,12 @@
 """List-mode EM: a nested ladder of doses in one pass over the events of its first dose.
 
-Parra and Barrett 1998, doi 10.1109/42.700734. The likelihood of the events is that of the sinogram which they make, so that
-images are those of `petsim.recon.osem.osem` with the sinogram, to rounding. A pass projects one line for each event and dose
-instead of one for each bin.
+Parra and Barrett 1998, IEEE Trans. Med. Imaging 17(2), 228 (not verified). The likelihood of the events is that of the
+sinogram which they make, so that images are those of `petsim.recon.osem.osem` with the sinogram, to rounding. A pass
+projects one line for each event and dose instead of one for each bin.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class BinLines:
             raise DataError("list-mode: a bin has more counts at a lower dose; only nested doses share their events")
         bins = np.repeat(used, own[0])
         ordinal = np.arange(len(bins)) - np.repeat(np.cumsum(own[0]) - own[0], own[0])
-        doses = sum((np.repeat(level, own[0]) > ordinal).astype(np.uint8) for level in own)
+        doses = np.sum([np.repeat(level, own[0]) > ordinal for level in own], axis=0, dtype=np.uint8)
         view, radial, tof, plane = np.unravel_index(bins, counts.shape[1:])
         points, places = self._points[views[view], radial], self._places[plane]
         is_tof = self._layout.is_tof
@@ -129,4 +130,5 @@ def listmode_em_back(
 def _joined(parts: list[Events]) -> Events:
     names = ("crystal1", "ring1", "crystal2", "ring2", "tof_bin", "doses")
     columns = {name: [getattr(part, name) for part in parts] for name in names}
-    return Events(**{name: None if column[0] is None else np.concatenate(column) for name, column in columns.items()})
+    joined: dict[str, Any] = {n: None if column[0] is None else np.concatenate(column) for n, column in columns.items()}
+    return Events(**joined)

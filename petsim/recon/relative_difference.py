@@ -31,7 +31,7 @@ class RelativeDifference:
     inside : ndarray
         bool (x, y, z): voxels that take part.
     gamma : float
-        Higher values spare edges more; 2 is the usual one (Q.Clear, doi 10.2967/jnumed.115.159301).
+        Higher values spare edges more; 2 is that of Q.Clear (from memory, not verified).
     """
 
     beta: float

@@ -203,11 +203,11 @@ def variances_at_the_center():
 
 
 def test_tof_lowers_variance_as_theory_has_it():
-    """Within 10 % of Tomitani's variances at the center of a disk (doi 10.1109/TNS.1981.4335769).
+    """Within 10 % of Tomitani's variances (1981) at the center of a disk, derived anew.
 
     With frequency f, the noise power is proportional to D f without TOF and to 1 / P(f) with it, where P is the transform of
     the back projected point, the mean over angles of exp(-(2 pi sigma f cos)^2), times pi. For high f the ratio is that of
-    Snyder (doi 10.1109/TNS.1981.4332168) and Conti (doi 10.1109/TNS.2006.875066): in proportion to D / FWHM, by
+    Snyder (1981) and Conti (2006): in proportion to D / FWHM, by
     D / (2 sqrt(pi) sigma) = 0.66 D / FWHM.
     """
     layout = disk_layout()
