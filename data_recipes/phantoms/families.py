@@ -21,7 +21,7 @@ class Family:
     mirrored : bool
         Situs inversus: right and left are exchanged.
     closed : bool
-        Uptake of fat, muscle and connective tissue is scaled for each patient so that activity in the image, in the legs
+        Uptake of fat and muscle is scaled for each patient so that activity in the image, in the legs
         below it and in voided urine is what was injected (less decay). The family "reference", older than this, is not
         closed.
     held_out : bool

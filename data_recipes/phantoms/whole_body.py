@@ -25,7 +25,7 @@ _LENGTH_MM = (860.0, 1022.0)
 _SPAN_MM = (500.0, 500.0, 1060.0)
 _SITES = ("liver", "lung", "mediastinal_node", "axillary_node", "pelvic_node", "bone")
 _SITE_ODDS = (0.24, 0.22, 0.20, 0.07, 0.09, 0.18)
-_REST = ("body", "fat", "visceral_fat", "muscle", "breast")
+_REST = ("fat", "visceral_fat", "muscle", "breast")
 """What is scaled to close the budget of activity."""
 _REST_SCALE = (0.7, 1.7)
 _NODES = {

@@ -50,7 +50,7 @@ def test_families_differ_as_they_say():
         assert (x < -20) if family == "mirrored" else (x > 20)
         assert person.provenance.get("held_out", False) == FAMILIES[family].held_out
         assert person.name == ("phantom-0006" if family == "reference" else f"phantom-{family}-0006")
-    # Organs keep their uptake; only fat, muscle and connective tissue close the budget.
+    # Organs keep their uptake; fat and muscle close the budget.
     for organ in ("liver", "spleen", "brain", "blood_pool"):
         assert mean_suv(people["balanced"], organ) == pytest.approx(mean_suv(people["reference"], organ), rel=0.01)
     np.testing.assert_array_equal(people["mirrored"].labels, people["balanced"].labels[::-1])
