@@ -72,7 +72,7 @@ class BinLines:
             raise DataError("list-mode: a bin has more counts at a lower dose; only nested doses share their events")
         bins = np.repeat(used, own[0])
         ordinal = np.arange(len(bins)) - np.repeat(np.cumsum(own[0]) - own[0], own[0])
-        doses = np.asarray(np.sum([np.repeat(level, own[0]) > ordinal for level in own], axis=0, dtype=np.uint8))
+        doses = np.stack([np.repeat(level, own[0]) > ordinal for level in own]).sum(axis=0, dtype=np.uint8)
         view, radial, tof, plane = np.unravel_index(bins, counts.shape[1:])
         points, places = self._points[views[view], radial], self._places[plane]
         is_tof = self._layout.is_tof
