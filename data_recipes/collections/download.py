@@ -69,6 +69,7 @@ def download(wanted: Download, folder: Path, progress: Progress = lambda there, 
         _check_or_remove(part, wanted)
         os.replace(part, final)
     except HTTPError as error:
+        error.close()
         raise DataError(f"{wanted.file}: its server answers {error.code}; try later, or see petsim recipes show") from None
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or type(error).__name__
@@ -90,6 +91,7 @@ def _fetch(wanted: Download, part: Path, progress: Progress, opened: Open) -> No
     except HTTPError as error:
         # What is there is all, or more than all: the checksum decides.
         if error.code == 416 and there:
+            error.close()
             return
         raise
     with response:

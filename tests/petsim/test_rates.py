@@ -33,7 +33,7 @@ PUBLISHED_FIELDS = {
     "crystal_size_mm", "crystal_material", "photosensor", "readout_block", "energy_block", "max_ring_difference",
     "axial_fov_mm", "radial_bins", "energy_resolution", "energy_window_kev", "coincidence_window_ns", "tof_fwhm_ps",
     "tof_bin_ps", "tof_bins", "resolution_fwhm_mm", "sensitivity_cps_per_kbq", "scatter_fraction", "peak_necr_kcps",
-    "peak_necr_kbqml", "protocol_mbq_per_kg", "protocol_uptake_s", "protocol_duration_s",
+    "peak_necr_kbqml", "protocol_mbq_per_kg", "protocol_uptake_s", "protocol_duration_s", "protocol_bed_overlap",
 }  # fmt: skip
 """Geometry, hardware, settings and published results. A number fitted to make a simulation agree has no place among them."""
 
