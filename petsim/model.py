@@ -11,6 +11,7 @@ from data_recipes.isotopes import isotope
 from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
 from petsim.dose_rates import DoseRates, dose_rates
+from petsim.emission import emitted
 from petsim.filters import gaussian
 from petsim.geometry.scanner import Scanner
 from petsim.physics.breathing import breathed
@@ -81,7 +82,7 @@ def build_model(plan: Plan, settings: SimulationSettings, photons: Photons | Non
         layout=plan.layout,
         grid=plan.simulation_grid,
         center_mm=plan.center_mm,
-        activity_bqml=resample(subject.activity_bqml, subject.grid, plan.simulation_grid),
+        activity_bqml=resample(emitted(subject), subject.grid, plan.simulation_grid),
         mu_per_cm=resample(subject.mu_per_cm, subject.grid, plan.simulation_grid),
         blur=blur,
         efficiencies=crystal_efficiencies(scanner, settings.efficiency_spread),
@@ -151,7 +152,7 @@ def _singles(plan: Plan, settings: SimulationSettings) -> Singles:
     whole = plan.whole_subject
     assert whole.mu_per_cm is not None
     singles = subject_singles(
-        plan.scanner, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, plan.fov_mm,
+        plan.scanner, emitted(whole), whole.mu_per_cm, whole.grid, plan.center_mm, plan.fov_mm,
         isotope(whole.injection.isotope).branching, photons_kept(plan.scanner), settings.photons, settings.seed,
         settings.backend,
     )  # fmt: skip
@@ -169,11 +170,11 @@ def _scatter(plan: Plan, settings: SimulationSettings, singles: Singles) -> Any:
     assert whole.mu_per_cm is not None
     if settings.scatter == "monte-carlo":
         return monte_carlo_scatter(
-            plan.layout, whole.activity_bqml, whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner),
+            plan.layout, emitted(whole), whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner),
             SCATTER_DECAYS * settings.photons, settings.seed, settings.backend,
         )  # fmt: skip
     single = single_scatter(
-        plan.layout, whole.activity_bqml[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)
+        plan.layout, emitted(whole)[None], whole.mu_per_cm, whole.grid, plan.center_mm, acceptance(plan.scanner)
     )
     return add_multiple(single, singles.multiple_ratio, singles.areas.middles_mm)
 

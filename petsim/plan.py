@@ -9,11 +9,15 @@ from data_recipes.errors import DataError, UsageError
 from data_recipes.grid import Grid
 from data_recipes.resample import crop_axially
 from data_recipes.subject import Subject
+from petsim.emission import share_in_air
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
 from petsim.geometry.sinogram import SinogramLayout, fitting_grid, preset_layout
 from petsim.presets import Preset
 from petsim.projectors.sinogram import PARTS
 from petsim.settings import SimulationSettings
+
+MOST_IN_AIR = 0.05
+"""Part of the activity in air from which on the mu-map is doubted."""
 
 PHANTOM_FOV_MM = 480.0
 """Transaxial field of view for generated subjects, equal for all of them so that their volumes have one shape."""
@@ -151,6 +155,12 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
                 f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
                 f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
             )
+    in_air = share_in_air(whole)
+    if in_air > MOST_IN_AIR:
+        warnings.append(
+            f"{100 * in_air:.0f} % of the activity lies in air by the mu-map and is left out of the simulation; check that "
+            "the mu-map holds all of the body"
+        )
     duration = scan_duration_s(subject, settings, scanner)
     return Plan(subject, whole, scanner, layout, preset, simulation_grid, grid, center, fov, duration, fwhm,
                 tuple(warnings))  # fmt: skip

@@ -16,6 +16,7 @@ from petsim.acquisition import AcquisitionModel
 from petsim.corrections import Estimator
 from petsim.counts import storage
 from petsim.dose_rates import DoseRates
+from petsim.emission import share_in_air
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.model import SAMPLED_VIEWS, build_model, expected_total
 from petsim.noise import coefficient_of_variation, noise_region, sphere
@@ -314,6 +315,7 @@ def _provenance(
             "blur_fwhm_mm": [round(v, 4) for v in plan.fwhm_mm], "rays_per_pair": settings.rays**2,
             "voxel_mm": list(plan.simulation_grid.spacing_mm), "isotope": plan.subject.injection.isotope,
             "scatter": settings.scatter, "randoms": settings.randoms, "respiratory_mm": settings.respiratory_mm,
+            "activity_left_out_in_air": round(share_in_air(plan.subject), 5),
         },
         "rates": describe_rates(model.rates),
         "duration_s": plan.duration_s,

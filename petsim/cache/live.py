@@ -26,7 +26,7 @@ from petsim.cache.mapped import MappedImages
 from petsim.cache.schema import chunk_of, pack
 from petsim.cache.store import array_sha256, canonical_json, sha256_of, whole_or_nothing
 
-SCHEMA = 2
+SCHEMA = 3
 """Part of every key: raised whenever the code would make other volumes of the same recipe."""
 
 LOCKS = 256
