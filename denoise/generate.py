@@ -117,6 +117,8 @@ def generate(
     guide = torch.from_numpy(low)[None, None]
     least, most = (v.item() for v in limits(guide))
     sampler, steps = sampling.usual(method)
+    if sampler == "ancestral" and method.way == "ladder":
+        raise UsageError("--sampler ancestral: adds noise that a flow along the dose ladder has not; use ddim, dpm or heun")
     if sampling.anchors and method.anchors is None:
         raise UsageError("--save-anchors: this model has no anchors; train with --anchors")
     anchors = method.anchors if sampling.anchors else None

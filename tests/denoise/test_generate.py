@@ -195,6 +195,8 @@ def test_ladder_and_other_predictions_train(dataset, tmp_path):
         train(dataset, tmp_path / str(k), settings("flow", **given), "cpu")
         found = Denoiser.load(tmp_path / str(k), "cpu", sampling=Sampling("ddim", 2))(example(), (4.0, 4.0, 4.0))
         assert np.isfinite(found.image).all()
+    with pytest.raises(UsageError, match="--sampler ancestral: adds noise"):
+        Denoiser.load(tmp_path / "0", "cpu", sampling=Sampling("ancestral", 2))(example(), (4.0, 4.0, 4.0))
     train(dataset, tmp_path / "edm", settings("ddpm", schedule="edm", prediction="v"), "cpu")
     with pytest.raises(UsageError, match="--start input: this model starts from the input"):
         Denoiser.load(tmp_path / "0", "cpu", sampling=Sampling("ddim", 2, "input"))(example(), (4.0, 4.0, 4.0))
