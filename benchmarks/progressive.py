@@ -27,8 +27,9 @@ Settled before the first run, and not changed by what it shows:
   the ratio of their noise levels.
 - Quality against evaluations: the first `several` patients, every sampler, 1, 2, 3, 5, 10, 25 and 100 evaluations (of "heun"
   the times that cost no more), one sample; 1000 evaluations on one crop of the body's middle, beside 25 and 100 there.
-- Amended after the run of size small: "flow, ladder" had been sampled with ancestral steps like all others. They add Gaussian
-  noise, which its path from dose to dose does not have (0.7 dB; now refused). It is sampled with ddim, and both are in the file.
+- Amended after the run of size small: "flow, ladder" had been sampled with ancestral steps like all others. They add
+  Gaussian noise, which its path from dose to dose does not have (0.7 dB; now refused). It is sampled with ddim; both are in
+  the file.
 - Cross-scanner: given --other, a folder of test patients of another scanner, the same figures there, networks unchanged.
 
 A run that was interrupted goes on with the same command.
