@@ -1,5 +1,5 @@
 /* Shakes the last bits of log, exp, atan2, sine and cosine, by more than those of a GPU's functions can be off
-   (2 units in the last place, CUDA C++ Programming Guide, mathematical functions). */
+   (2 units in the last place by the CUDA C++ Programming Guide, not verified). */
 
 static inline double shaken(double value)
 {
