@@ -125,7 +125,7 @@ def test_peak_necr_at_the_published_activity_meets_its_target(results):
     linked = ratios(results, link, lambda name: True)
     assert set(linked) == set(SAME_DETECTORS) and all(link in results["scanners"][n]["calibrated"] for n in linked)
     check(linked, NECR, {})
-    # One piece of hardware, one limit, found from two acceptances.
+    # One piece of hardware: both peaks were published at one activity, where the singles are the same.
     limits = [results["scanners"][n]["ours"]["link_singles_kcps"] for n in SAME_DETECTORS]
     assert limits[0] == pytest.approx(limits[1], rel=0.02)
 
