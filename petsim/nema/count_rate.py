@@ -26,8 +26,8 @@ SAME_DETECTORS = {
     "biograph_vision_quadra_322": "biograph_vision_600",
 }
 """Long scanners made of a short one's detectors, whose blocks are then dead for as long. The published peaks lie at a lower
-activity than that explains, at one for both acceptances and hence at one rate of singles, so that something between blocks and
-coincidences must be the limit: how many singles it carries is the one number calibrated there."""
+activity than that explains, at one for both acceptances and hence at one rate of singles, so that something between blocks
+and coincidences must be the limit: how many singles it carries is the one number calibrated there."""
 
 
 def run(scanner: Scanner, decays: int | None, seed: int, out: Path | None) -> list[Figure]:
