@@ -25,6 +25,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,20 @@ def make_patients(
     return folder
 
 
-def all_rows(test: Path, folder: Path, methods: dict[str, Estimate], runs: list[Path]) -> list[dict[str, Any]]:
-    """Figures of all test patients, each kept in a file from which an interrupted evaluation of the same models goes on."""
+def all_rows(
+    test: Path, folder: Path, methods: dict[str, Estimate], runs: list[Path], drfs: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
+    """Figures of all test patients at some doses (None: all), each patient's kept in a file from which an interrupted
+    evaluation of the same models goes on."""
     models = [[run.name, hashlib.sha256(path.read_bytes()).hexdigest()] for run in runs for path in model_files(run)]
-    of = sha256_of([models, read_index(test)["subjects"]])[:16]
+    of = sha256_of([models, read_index(test)["subjects"], *([] if drfs is None else [list(drfs)])])[:16]
     folder.mkdir(exist_ok=True)
     rows = []
     for path in sorted(test.glob("*.h5")):
         kept = folder / f"{path.stem}-{of}.json"
         if not kept.exists():
             with whole_or_nothing(kept) as temporary:
-                temporary.write_text(json.dumps(evaluate_subject(path, methods).rows))
+                temporary.write_text(json.dumps(evaluate_subject(path, methods, drfs=drfs).rows))
             print(f"evaluated {path.stem}", file=sys.stderr, flush=True)
         rows += json.loads(kept.read_text())
     return rows

@@ -2,7 +2,7 @@
 
     python -m benchmarks.unipet problem FOLDER                   # two questions small enough for two cores
     python -m benchmarks.unipet mask FOLDER                      # what the region masks hold of each organ
-    python -m benchmarks.unipet contest FOLDER [--size gpu|smoke] [--device cuda]
+    python -m benchmarks.unipet contest FOLDER [--size gpu|small|smoke] [--device cuda]
 
 FOLDER is that of `benchmarks.cross_dose` (same scanner, durations, seeds and split); patients that are there are taken as
 they are. Settled before the first run, and not changed by what it shows:
@@ -38,6 +38,13 @@ Contest
   difference lies above -0.2 dB. All others are secondary, against the pooled base network, corrected after Holm.
 - "Sharper" is the slope across lesion edges, given beside the SD of noise between realizations, the local SD and false hot
   blobs.
+- Beside them the methods of `benchmarks.cross_dose` with their U-Net, same target, loss, steps and samples: the conditional
+  GAN's generator without its critic ("U-Net, direct"), and residual noise learning ("U-Net, residual r0").
+- Figures at DRF 4, 10, 20 and 100; 10 was never trained on. Distance of styles as in the problem, of the models that have a
+  style.
+- Size small, for the time of two cores, settled before its first run: 13 test patients; 16 channels and 4 blocks, 600 steps
+  and 300 of the second stage, patches of 32^3, 2 a step; the critic has 16 channels at first; all networks are trained and
+  evaluated in bf16, all alike.
 
 A run that was interrupted goes on with the same command.
 """
@@ -55,6 +62,7 @@ from scipy import ndimage, stats
 
 from benchmarks.common import emit
 from benchmarks.cross_dose import DOSES, FIRST_TEST_SEED, SIZES, TRAINED, all_rows, compare, make_patients, shown
+from benchmarks.progressive import in_bf16
 from data_recipes.grid import Grid
 from denoise.adversarial.mask_report import mask_report, warnings_of
 from denoise.adversarial.settings import AdversarialSettings
@@ -85,6 +93,7 @@ TOY_SETTINGS = TrainSettings(
 ARMS = {
     "L1": TOY, "aligned": replace(TOY, align="full"), "masked": replace(TOY, adversarial_weight=0.02),
 }  # fmt: skip
+EVALUATED = (4.0, 10.0, 20.0, 100.0)
 TRAINING_PATIENTS, TEST_PATIENTS, MASK_PATIENTS, STYLE_PATCHES, BOX, FLAT = 4, 2, 3, 16, 48, 0.05
 MARGIN_DB = 0.2
 
@@ -130,11 +139,10 @@ def flat_errors(model: Path, ladders: list[Ladder], files: list[Path]) -> dict[s
     return {**means, "all": float(np.mean(list(means.values())))}
 
 
-def distances(model: Path, ladders: list[Ladder]) -> dict[str, Any]:
-    """Distances of styles by dose, and the mean over doses of those over the spread."""
+def distances(model: Path, ladders: list[Ladder], size: tuple[int, int, int]) -> dict[str, Any]:
+    """Distances of styles by dose in patches of a size, and the mean over doses of those over the spread."""
     network, card = load_model(model)
     assert isinstance(network, UniPET)
-    size = TOY_SETTINGS.patch_size()
     patches = Patches(ladders, (4.0,), size, 1, "noise", "full", 0, measure=False, beside=TRAINED)
     batch = patches.batch(0, range(STYLE_PATCHES))
     images = {1.0: batch.target, **{drf: batch.beside[:, k : k + 1] for k, drf in enumerate(TRAINED)}}
@@ -176,7 +184,8 @@ def problem(training: Path, test: Path, folder: Path) -> dict[str, Any]:
             print(f"trained {run.name}", file=sys.stderr, flush=True)
         kept = folder / f"figures, seed {seed}.json"
         if not kept.exists():
-            row["styles"] = {name: distances(path, tested) for name, path in models.items()}
+            patch = TOY_SETTINGS.patch_size()
+            row["styles"] = {name: distances(path, tested, patch) for name, path in models.items()}
             row["flat"] = {name: flat_errors(path, tested, tested_files) for name, path in models.items()}
             with whole_or_nothing(kept) as temporary:
                 temporary.write_text(json.dumps(row))
@@ -205,6 +214,7 @@ class Extent:
 
     settings: TrainSettings
     own: AdversarialSettings
+    test: int
 
 
 GPU = Extent(
@@ -216,14 +226,22 @@ GPU = Extent(
         "unipet", mask="relative", adversarial_weight=0.02, critic_width=32, critic_steps=150, adversarial_steps=750,
         adversarial_rate=2e-4,
     ),
+    24,
 )  # fmt: skip
+LITTLE = replace(GPU.settings, channels=(16,), patch=32, batch=2, precision="bf16")
 EXTENTS = {
     "gpu": GPU,
-    "smoke": Extent(
-        replace(GPU.settings, channels=(16,), patch=32, batch=2, max_steps=2, validate_every=2),
-        replace(GPU.own, blocks=4, critic_width=2, critic_steps=1, adversarial_steps=2),
+    "small": Extent(
+        replace(LITTLE, max_steps=600, validate_every=200),
+        replace(GPU.own, blocks=4, critic_width=16, critic_steps=60, adversarial_steps=300),
+        13,
     ),
-}
+    "smoke": Extent(
+        replace(LITTLE, max_steps=2, validate_every=2),
+        replace(GPU.own, blocks=4, critic_width=2, critic_steps=1, adversarial_steps=2),
+        2,
+    ),
+}  # fmt: skip
 DOSE_SPECIFIC, POOLED, FULL_METHOD = "base, dose-specific", "base, pooled", "UniPET, relative mask"
 
 
@@ -246,7 +264,7 @@ def train_all(training: Path, folder: Path, extent: Extent, device: str) -> list
     one, runs = extent.own, []
     steps = extent.settings.max_steps + one.adversarial_steps
 
-    def made(name: str, own: AdversarialSettings, first: Path | None = None, **given: Any) -> Path:
+    def made(name: str, own: AdversarialSettings | None, first: Path | None = None, **given: Any) -> Path:
         train(training, folder / name, replace(extent.settings, adversarial=own, **given), device, pretrained=first)
         print(f"trained {name}", file=sys.stderr, flush=True)
         return folder / name
@@ -263,6 +281,8 @@ def train_all(training: Path, folder: Path, extent: Extent, device: str) -> list
     gan = replace(one, name="cgan", align="off", mask="off")
     channels = tuple(extent.settings.channels[0] * k for k in (1, 2, 4))
     runs.append(made("conditional GAN", gan, method="cgan", channels=channels))
+    runs.append(made("U-Net, direct", None, method="direct", channels=channels, max_steps=steps))
+    runs.append(made("U-Net, residual r0", None, method="residual", variant="r0", channels=channels, max_steps=steps))
     return runs
 
 
@@ -271,7 +291,13 @@ def contest(training: Path, test: Path, folder: Path, size: str, device: str) ->
     extent = EXTENTS[size]
     runs = train_all(training, folder / "runs", extent, device)
     tuned = tune_filters(training, "test")
-    rows = all_rows(test, folder / "rows", all_methods(runs, tuned, device), runs)
+    methods = all_methods(runs, tuned, device)
+    with in_bf16(device):
+        rows = all_rows(test, folder / "rows", methods, runs, EVALUATED)
+    tested = [read_ladder(path) for path in sorted(test.glob("*.h5"))[:TEST_PATIENTS]]
+    styled = [folder / "runs" / "first stage", *(run for run in runs if run.name in second_stages(extent.own))]
+    patch = extent.settings.patch_size()
+    styles = {run.name: distances(run / "best.safetensors", tested, patch)["relative"] for run in styled}
     primary = compare(rows, TRAINED, [FULL_METHOD], DOSE_SPECIFIC)
     secondary = compare(rows, TRAINED, [run.name for run in runs if run.name != POOLED], POOLED)
     correct_lines(secondary, "p")
@@ -280,7 +306,8 @@ def contest(training: Path, test: Path, folder: Path, size: str, device: str) ->
     lines = [{**line, **{k: own.get(k) for k in beside}} for line, own in zip(shown(summary), summary, strict=True)]
     return {
         "size": size, "margin_db": MARGIN_DB, "primary": primary,
-        "on_par": bool(primary[0]["interval_db"][0] > -MARGIN_DB), "secondary": secondary, "summary": lines,
+        "on_par": bool(primary[0]["interval_db"][0] > -MARGIN_DB), "secondary": secondary, "style_distance": styles,
+        "summary": lines,
     }  # fmt: skip
 
 
@@ -297,10 +324,10 @@ def main() -> None:
     if args.patients is not None:
         training, test = args.patients / "training", args.patients / "test"
     else:
-        size = SIZES["small" if args.size == "gpu" else args.size]
+        size = SIZES["smoke" if args.size == "smoke" else "small"]
         made = (size.scanner, size.duration_s, DOSES)
         training = make_patients(args.folder / "training", *made, range(size.training), args.device)
-        seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + size.test)
+        seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + EXTENTS[args.size].test)
         test = make_patients(args.folder / "test", *made, seeds, args.device)
     if args.what == "mask":
         emit("unipet_mask", masks(training))

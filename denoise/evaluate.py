@@ -245,8 +245,11 @@ def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     return tuned
 
 
-def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequence[str] = ()) -> SubjectEvaluation:
-    """Figures of one subject of a dataset, at all its doses, with all methods, also as `conventions` define them.
+def evaluate_subject(
+    path: Path, methods: dict[str, Estimate], conventions: Sequence[str] = (), drfs: Sequence[float] | None = None
+) -> SubjectEvaluation:
+    """Figures of one subject of a dataset, at some of its doses (None: all), with all methods, also as `conventions` define
+    them.
 
     Raises
     ------
@@ -281,6 +284,8 @@ def evaluate_subject(path: Path, methods: dict[str, Estimate], conventions: Sequ
     middle = None if box is None else _around(box, grid)
     rows, organs, pictures, spectra = [], [], {}, {}
     for dose, drf in enumerate(ladder.drfs):
+        if drfs is not None and drf not in drfs:
+            continue
         against_full = _mse(ladder.image(dose), full, body)
         for name, make in methods.items():
             several = [make(ladder, dose, r) for r in range(realizations)]
