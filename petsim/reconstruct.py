@@ -139,13 +139,16 @@ class Reconstructor:
         if out is None:
             out = np.empty((images, len(views), *layout.shape[1:]), np.float32)
         survive = self.survival(views)
-        for k in range(images):
+        # From the last image to the first, whose place holds the scatter that all share until then.
+        for k in reversed(range(images)):
             rates = self.corrections.rates[first + k]
-            if scatter is not None:
-                scatter.at(layout, views, 0 if self.corrections.shares_scatter else first + k, out[k])
-            else:
+            shared = self.corrections.shares_scatter
+            if scatter is None:
                 out[k] = 0
-            _background(out[k], np.float32(rates.counts_per_unit), self.in_bins.randoms(views, first + k), survive)
+            elif not shared or k == images - 1:
+                scatter.at(layout, views, 0 if shared else first + k, out[0 if shared else k])
+            source = out[0] if shared and scatter is not None else out[k]
+            _background(source, np.float32(rates.counts_per_unit), self.in_bins.randoms(views, first + k), survive, out[k])
         return out
 
     def blur(self, image: np.ndarray) -> np.ndarray:
@@ -226,11 +229,11 @@ class Reconstructor:
 
 
 @nb.njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def _background(values, unit, randoms, survive):
-    """values <- (values unit + randoms) / survive, which is infinite or no number where nothing survives."""
+def _background(values, unit, randoms, survive, out):
+    """out <- (values unit + randoms) / survive, which is infinite or no number where nothing survives."""
     for v in nb.prange(values.shape[0]):
         for r in range(values.shape[1]):
             for t in range(values.shape[2]):
-                row, flat, through = values[v, r, t], randoms[v, r], survive[v, r]
+                row, to, flat, through = values[v, r, t], out[v, r, t], randoms[v, r], survive[v, r]
                 for p in range(row.size):
-                    row[p] = (row[p] * unit + flat[p]) / through[p]
+                    to[p] = (row[p] * unit + flat[p]) / through[p]

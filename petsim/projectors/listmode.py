@@ -68,6 +68,12 @@ class Events:
     def __len__(self) -> int:
         return len(self.crystal1)
 
+    def taken(self, places: np.ndarray) -> "Events":
+        """The events at some places."""
+        bins = None if self.tof_bin is None else self.tof_bin[places]
+        ends = (self.crystal1, self.ring1, self.crystal2, self.ring2)
+        return Events(*(column[places] for column in ends), bins, self.doses[places])
+
 
 @dataclass(frozen=True)
 class Tof:
@@ -96,9 +102,12 @@ class Tof:
 
 
 class _Sorted(NamedTuple):
-    """Events by crystal pair, the lower crystal first. `order` holds their places in the caller's arrays."""
+    """Events by crystal pair, the lower crystal first.
 
-    order: np.ndarray
+    `order` holds their places in the caller's arrays; None: they came in order.
+    """
+
+    order: np.ndarray | None
     pairs: np.ndarray
     starts: np.ndarray
     rings: np.ndarray
@@ -106,10 +115,27 @@ class _Sorted(NamedTuple):
     doses: np.ndarray
 
 
-def _sort(events: Events, crystals: int, tof_bins: int) -> _Sorted:
-    """Sort by crystal pair, and in a pair by falling number of doses, so that a dose has the first events of a pair.
+def pair_order(events: Events, crystals: int) -> np.ndarray:
+    """Order in which a projector works on events: by crystal pair, and in a pair by falling number of doses.
 
-    Pairs are in Morton order of their crystals: lines near each other at both ends read the same part of the image.
+    A dose has the first events of a pair. Pairs are in Morton order of their crystals: lines near each other at both ends
+    read the same part of the image. Of events that come in this order nothing is sorted again with each projection.
+
+    Parameters
+    ----------
+    events : Events
+    crystals : int
+        In a ring.
+
+    Returns
+    -------
+    ndarray
+        int64 (events,): their places.
+
+    Raises
+    ------
+    DataError
+        Too many events.
     """
     swap = events.crystal1 > events.crystal2
     low, high = np.where(swap, events.crystal2, events.crystal1), np.where(swap, events.crystal1, events.crystal2)
@@ -123,19 +149,30 @@ def _sort(events: Events, crystals: int, tof_bins: int) -> _Sorted:
         raise DataError(f"events: {len(events)} are too many for {crystals} crystals a ring; project them in portions")
     # Sorting numbers with the index in their last bits is ten times faster than argsort.
     key = (pair << 8 | 255 - events.doses) << index_bits | np.arange(len(events), dtype=np.uint64)
-    order = (np.sort(key) & (1 << index_bits) - 1).astype(np.int64)
+    return (np.sort(key) & (1 << index_bits) - 1).astype(np.int64)
 
-    pair, swap = pair[order], swap[order]
-    starts = np.flatnonzero(np.diff(pair, prepend=pair[:1] + 1, append=pair[-1:] + 1))
-    first = order[starts[:-1]]
-    rings = np.stack([events.ring1[order], events.ring2[order]], axis=1)
+
+def _sort(events: Events, crystals: int, tof_bins: int) -> _Sorted:
+    """Sort as `pair_order` says."""
+    order = pair_order(events, crystals)
+    if np.array_equal(order, np.arange(len(order))):
+        order = None
+    else:
+        events = events.taken(order)
+    swap = events.crystal1 > events.crystal2
+    low, high = np.where(swap, events.crystal2, events.crystal1), np.where(swap, events.crystal1, events.crystal2)
+    new = np.ones(len(events) + 1, bool)
+    new[1:-1] = (np.diff(low) != 0) | (np.diff(high) != 0)
+    starts = np.flatnonzero(new[: len(events) + 1] if len(events) else new[:1])
+    first = starts[:-1]
+    rings = np.stack([events.ring1, events.ring2], axis=1)
     rings[swap] = rings[swap, ::-1]
     if tof_bins and events.tof_bin is not None:
-        tof_bin = np.where(swap, tof_bins - 1 - events.tof_bin[order], events.tof_bin[order]).astype(np.int16)
+        tof_bin = np.where(swap, tof_bins - 1 - events.tof_bin, events.tof_bin).astype(np.int16)
     else:
-        tof_bin = np.zeros(len(order), np.int16)
+        tof_bin = np.zeros(len(events), np.int16)
     pairs = np.stack([low[first], high[first]], axis=1)
-    return _Sorted(order, pairs, starts, rings, tof_bin, events.doses[order])
+    return _Sorted(order, pairs, starts, rings, tof_bin, events.doses)
 
 
 class ListmodeProjector:
@@ -229,7 +266,11 @@ class ListmodeProjector:
             )
 
     def __len__(self) -> int:
-        return len(self._events.order)
+        return len(self._events.doses)
+
+    def _in_order(self, values: np.ndarray) -> np.ndarray:
+        """Values (..., events) of the caller's in the order of the projector."""
+        return values if self._events.order is None else np.take(values, self._events.order, axis=-1)
 
     def _cuts(self, tasks: int) -> np.ndarray:
         """Pairs cut into `tasks` ranges of about as many events."""
@@ -269,13 +310,7 @@ class ListmodeProjector:
         backs = np.zeros((PARTS, doses, cells), np.float32)
         self._project(mode, PARTS, images, values, weight, background, backs)
         out = np.empty((doses, *self.grid.shape), np.float32)
-        for d in range(doses):
-            whole = self._whole(backs[0, d])
-            for part in range(1, PARTS):
-                whole += self._whole(backs[part, d])
-            whole[..., kernels.PAD] += whole[..., kernels.PAD - 1]
-            whole[..., -kernels.PAD - 1] += whole[..., -kernels.PAD]
-            np.multiply(self._inside(backs[0, d]), self.support, out=out[d])
+        kernels.sum_parts(backs, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), self._space, out)
         return out
 
     def forward(self, images: np.ndarray) -> np.ndarray:
@@ -295,9 +330,10 @@ class ListmodeProjector:
         padded = self._padded(images if images.ndim == 4 else images[None])
         values = np.zeros((len(padded), len(self)), np.float32)
         self._project(kernels.FORWARD, FORWARD_TASKS, padded, values, _NONE, _NO_IMAGE, _NO_SUMS)
-        out = np.empty_like(values)
-        for row, value in zip(out, values, strict=True):
-            row[self._events.order] = value
+        out = values
+        if self._events.order is not None:
+            out = np.empty_like(values)
+            out[:, self._events.order] = values
         return out if images.ndim == 4 else out[0]
 
     def adjoint(self, values: np.ndarray) -> np.ndarray:
@@ -316,7 +352,7 @@ class ListmodeProjector:
         values = np.asarray(values, np.float32)
         if values.ndim not in (1, 2) or values.shape[-1] != len(self):
             raise ValueError(f"values have shape {values.shape}, the projector {len(self)} events")
-        ordered = np.take(np.atleast_2d(values), self._events.order, axis=1)
+        ordered = np.ascontiguousarray(self._in_order(np.atleast_2d(values)))
         backs = self._back(kernels.ADJOINT, len(ordered), _NO_IMAGE, ordered, _NONE, _NO_IMAGE)
         return backs if values.ndim == 2 else backs[0]
 
@@ -348,7 +384,7 @@ class ListmodeProjector:
             factor = np.full(len(self), default, np.float32) if given is None else np.asarray(given, np.float32)
             if factor.shape != (len(self),) and (name == "weight" or factor.shape != (len(padded), len(self))):
                 raise ValueError(f"{name} has shape {factor.shape}, the projector {len(self)} events")
-            factors.append(factor if given is None else np.take(factor, self._events.order, axis=-1))
+            factors.append(factor if given is None else np.ascontiguousarray(self._in_order(factor)))
         factors[1] = np.atleast_2d(factors[1])
         backs = self._back(kernels.EM, len(padded), padded, np.empty((len(padded), 0), np.float32), *factors)
         return backs if images.ndim == 4 else backs[0]

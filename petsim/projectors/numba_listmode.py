@@ -34,7 +34,7 @@ planes, which reach to their outer faces."""
 LANES = 8
 """Plane rows are worked on in blocks of this many, a constant that the compiler turns into vectors."""
 
-FEW = 8
+FEW = 48
 """Up to so many events of a pair are summed over the image itself: fewer voxels are read than for a plane."""
 
 FLUSH = 256
@@ -437,3 +437,29 @@ def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses
             elif last > starts[p]:
                 _project_few(mode, crystal_xy[pairs[p, 0]], crystal_xy[pairs[p, 1]], starts[p], last, rings, tof_bin,
                              ring_z, space, image, values[d], weight, more, back, work)  # fmt: skip
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def sum_parts(backs, support, space, images):
+    """Fill images (doses, x, y, z) with the sum over parts of `backs` where `support` holds, elsewhere with zeros.
+
+    The copies of the outermost planes are added to these.
+    """
+    doses, nx, ny, nz = images.shape
+    for task in nb.prange(doses * nx):
+        d, x = task // nx, task % nx
+        total = np.empty(nz + 2 * PAD, np.float32)
+        for y in range(ny):
+            row = images[d, x, y]
+            if not support[x, y]:
+                row[:] = _F32(0)
+                continue
+            at = (x + PAD) * space.stride_x + (y + PAD) * space.stride_y
+            total[:] = backs[0, d, at : at + total.size]
+            for part in range(1, backs.shape[0]):
+                more = backs[part, d, at : at + total.size]
+                for z in range(total.size):
+                    total[z] += more[z]
+            total[PAD] += total[PAD - 1]
+            total[PAD + nz - 1] += total[PAD + nz]
+            row[:] = total[PAD : PAD + nz]

@@ -387,7 +387,7 @@ def _line_plain(back, sets, active, lines, steps, z_geometry, image, low, high, 
 
     A set with active[n] = False is left out.
     """
-    rows, offsets, coefs, edge_sums = work[0], work[1], work[2], work[-1]
+    rows, offsets, coefs, edge_sums = work[0][0], work[1], work[2], work[-1]
     nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
     block, length, per_phase = rows.shape[0] - 3, rows.shape[2], image.shape[2]
     row, lanes = phases * length, per_phase - 2 * Z_PAD
@@ -505,32 +505,49 @@ def _zero(sheared, count, first, last):
 
 
 @nb.njit(cache=True, nogil=True)
-def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, tof, cdf, image, low, high, fraction,
+def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, tof, cdf, images, part, low, high, fraction,
               values, work):  # fmt: skip
-    """With TOF: values[bin, lane], or with `back` the transpose. `groups` are sets that share TOF weights.
+    """With TOF: values[image, bin, lane], or with `back` the transpose. `groups` are sets that share TOF weights.
 
-    `step_along` is the distance of step 0 from the chord's middle and of one step to the next, in the transaxial plane.
+    `active` is (images, groups); of `images` (images, parts, ...) one part is projected. `step_along` is the distance of step 0 from the chord's middle and of one step to the next,
+    in the transaxial plane.
     """
-    rows, _, _, sheared, before, weights, bin_steps, first_bin, last_bin, below, above, share, lane_rows, chunk_rows, _ = (
-        work
-    )
+    (
+        all_rows,
+        _,
+        _,
+        sheared,
+        before,
+        weights,
+        bin_steps,
+        first_bin,
+        last_bin,
+        below,
+        above,
+        share,
+        lane_rows,
+        chunk_rows,
+        _,
+    ) = work
     nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
-    block, lanes, length, per_phase = rows.shape[0] - 3, values.shape[1], rows.shape[2], image.shape[2]
+    block, length, per_phase = all_rows.shape[1] - 3, all_rows.shape[3], images.shape[4]
+    count_of_images, lanes = values.shape[0], values.shape[2]
     along, step = step_along
     if not back:
-        rows[:] = _F32(0)
+        all_rows[:] = _F32(0)
         values[:] = _F32(0)
     for first in range(0, steps, block):
         count = min(block, steps - first)
-        near, far, part = low[first:steps], high[first:steps], fraction[first:steps]
+        near, far, near_far = low[first:steps], high[first:steps], fraction[first:steps]
         if back:
-            rows[:] = _F32(0)
+            all_rows[:] = _F32(0)
         else:
-            for phase in range(phases):
-                shear(rows, phase * length + pad, phases * length, image, phase * per_phase + Z_PAD, near, far, part, count,
-                      per_phase - 2 * Z_PAD)  # fmt: skip
+            for m in range(count_of_images):
+                for phase in range(phases):
+                    shear(all_rows[m], phase * length + pad, phases * length, images[m, part], phase * per_phase + Z_PAD, near,
+                          far, near_far, count, per_phase - 2 * Z_PAD)  # fmt: skip
         for n in range(groups.shape[0]):
-            if not active[n]:
+            if not active[:, n].any():
                 continue
             set_first, set_last, lane_first, lane_last = groups[n, 0], groups[n, 1], groups[n, 2], groups[n, 3]
             stretch = lines[set_first, 2] / abs(step)
@@ -541,45 +558,50 @@ def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, 
             for chunk in range(lane_first, lane_last, CHUNK):
                 chunk_last = min(chunk + CHUNK, lane_last)
                 size = chunk_last - chunk
-                if back:
-                    for s in range(count):
-                        b = first_bin[s]
-                        combine(sheared, s * CHUNK, values, b * lanes + chunk, lane_rows, weights, b * block + s, block,
-                                last_bin[s] - b, size, 0)  # fmt: skip
-                done = chunk
-                for k in range(set_first, set_last):
-                    lane, width = int(sets[k, 5]), int(sets[k, 6])
-                    if lane + width <= chunk or lane >= chunk_last:
+                for m in range(count_of_images):
+                    if not active[m, n]:
                         continue
-                    slope = lines[k, 1]
-                    position = lines[k, 0] + first * slope
-                    p, p_last = _lanes_within(position, slope, count, phases, nz, int(sets[k, 2]), width)
-                    p, p_last = max(p, chunk - lane), min(p_last, chunk_last - lane)
-                    if p >= p_last:
-                        continue
-                    _shear_offsets(position, slope, count, phases, pad, rows.shape, below, above, share)
-                    at = lane + p - chunk
-                    planes = int(sets[k, 2])
+                    rows, own = all_rows[m], values[m]
                     if back:
-                        _edges_tof(True, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
-                                   sheared)  # fmt: skip
-                        unshear(rows, p, below, above, share, count, sheared, at, CHUNK, p_last - p)
-                    else:
-                        _zero(sheared, count, done - chunk, at)
-                        shear(sheared, at, CHUNK, rows, p, below, above, share, count, p_last - p)
-                        _edges_tof(False, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
-                                   sheared)  # fmt: skip
-                        done = lane + p_last
-                if not back and done > chunk:
-                    _zero(sheared, count, done - chunk, size)
-                    for b in range(b_first, b_last):
-                        s = bin_steps[b, 0]
-                        combine(values, b * lanes + chunk, sheared, s * CHUNK, chunk_rows, weights, b * block + s, 1,
-                                bin_steps[b, 1] - s, size, 1)  # fmt: skip
+                        for s in range(count):
+                            b = first_bin[s]
+                            combine(sheared, s * CHUNK, own, b * lanes + chunk, lane_rows, weights, b * block + s, block,
+                                    last_bin[s] - b, size, 0)  # fmt: skip
+                    done = chunk
+                    for k in range(set_first, set_last):
+                        lane, width = int(sets[k, 5]), int(sets[k, 6])
+                        if lane + width <= chunk or lane >= chunk_last:
+                            continue
+                        slope = lines[k, 1]
+                        position = lines[k, 0] + first * slope
+                        p, p_last = _lanes_within(position, slope, count, phases, nz, int(sets[k, 2]), width)
+                        p, p_last = max(p, chunk - lane), min(p_last, chunk_last - lane)
+                        if p >= p_last:
+                            continue
+                        _shear_offsets(position, slope, count, phases, pad, rows.shape, below, above, share)
+                        at = lane + p - chunk
+                        planes = int(sets[k, 2])
+                        if back:
+                            _edges_tof(True, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
+                                       sheared)  # fmt: skip
+                            unshear(rows, p, below, above, share, count, sheared, at, CHUNK, p_last - p)
+                        else:
+                            _zero(sheared, count, done - chunk, at)
+                            shear(sheared, at, CHUNK, rows, p, below, above, share, count, p_last - p)
+                            _edges_tof(False, lane, chunk, chunk_last, position, slope, count, phases, nz, planes, pad, rows,
+                                       sheared)  # fmt: skip
+                            done = lane + p_last
+                    if not back and done > chunk:
+                        _zero(sheared, count, done - chunk, size)
+                        for b in range(b_first, b_last):
+                            s = bin_steps[b, 0]
+                            combine(own, b * lanes + chunk, sheared, s * CHUNK, chunk_rows, weights, b * block + s, 1,
+                                    bin_steps[b, 1] - s, size, 1)  # fmt: skip
         if back:
-            for phase in range(phases):
-                unshear(image, phase * per_phase + Z_PAD, near, far, part, count, rows, phase * length + pad,
-                        phases * length, per_phase - 2 * Z_PAD)  # fmt: skip
+            for m in range(count_of_images):
+                for phase in range(phases):
+                    unshear(images[m, part], phase * per_phase + Z_PAD, near, far, near_far, count, all_rows[m],
+                            phase * length + pad, phases * length, per_phase - 2 * Z_PAD)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
@@ -659,14 +681,14 @@ FORWARD, ADJOINT, EM = 0, 1, 2
 
 
 @nb.njit(cache=True, nogil=True)
-def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, image, data, background, back,
-                  scratch):  # fmt: skip
-    """Project all planes and TOF bins of one (view, radial).
+def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, images, data, background, backs,
+                  part, scratch):  # fmt: skip
+    """Project all planes and TOF bins of one (view, radial), through several images, which share what depends on the line.
 
     Parameters
     ----------
     mode : int
-        FORWARD writes `data`; ADJOINT adds the back projection of `data` to `back`; EM adds that of
+        FORWARD writes `data`; ADJOINT adds the back projection of `data` to `backs`; EM adds that of
         data / (forward(image) + background).
     sets : float64 (n, 7)
         Plane sets with one ring difference, whose planes lie `phases` voxels apart: axial distance of the two ends in
@@ -675,54 +697,61 @@ def _project_line(mode, ends, geometry, support_mm, sets, groups, z_geometry, to
     groups : int64 (m, 4)
         Runs of sets with one |z2 - z1|: first and last + 1 set, first and last + 1 lane.
     z_geometry : (voxels, voxel size, z of the first, phases, pad)
-    image, back : (x y, phase, z) padded by one transaxial voxel and Z_PAD axial ones
-    data, background : (bins, planes); `background` with no bins where there is none
+    images, backs : (images, parts, x y, phase, z) padded by one transaxial voxel and Z_PAD axial ones; `backs` has several
+        parts, of which `part` is added to
+    data, background : (images, bins, planes); `background` with no bins where there is none
     scratch : arrays of `_make_scratch`
     """
     low, high, fraction, values, expected, active, group_active, lines, work = scratch
-    steps, along, step, chord = _trace(ends, geometry, support_mm, image.shape[1] * image.shape[2], low, high, fraction)
+    voxel = images.shape[3] * images.shape[4]
+    steps, along, step, chord = _trace(ends, geometry, support_mm, voxel, low, high, fraction)
     if steps == 0:
         if mode == FORWARD:
             data[:] = 0
         return
-    plain = tof[1] == 0.0
+    count = data.shape[0]
     if mode == FORWARD:
         active[:] = True
         group_active[:] = True
     else:
-        _read(data, sets, values, active)
-        if not active.any():
+        for m in range(count):
+            _read(data[m], sets, values[m], active[m])
+            for n in range(groups.shape[0]):
+                group_active[m, n] = active[m, groups[n, 0] : groups[n, 1]].any()
+        if not group_active[:count].any():
             return
-        for n in range(groups.shape[0]):
-            group_active[n] = active[groups[n, 0] : groups[n, 1]].any()
     _place_sets(sets, along, step, chord, z_geometry, lines)
     for direction in range(2):
         if (mode == FORWARD and direction == 1) or (mode == ADJOINT and direction == 0):
             continue
-        target, lanes = (back, values) if direction == 1 else (image, expected)
-        if plain:
-            _line_plain(direction == 1, sets, active, lines, steps, z_geometry, target, low, high, fraction, lanes[0],
-                        work)  # fmt: skip
+        targets, at, lanes = (backs, part, values) if direction == 1 else (images, 0, expected)
+        if tof[1] == 0.0:
+            for m in range(count):
+                _line_plain(direction == 1, sets, active[m], lines, steps, z_geometry, targets[m, at], low, high,
+                            fraction, lanes[m, 0], work)  # fmt: skip
         else:
-            _line_tof(direction == 1, sets, groups, group_active, lines, steps, z_geometry, (along, step), tof, cdf,
-                      target, low, high, fraction, lanes, work)  # fmt: skip
-        if mode == FORWARD:
-            _write(data, sets, expected)
-        elif mode == EM and direction == 0:
-            _add_background(background, sets, expected)
-            _ratio(values, expected)
+            _line_tof(direction == 1, sets, groups, group_active[:count], lines, steps, z_geometry, (along, step), tof, cdf,
+                      targets, at, low, high, fraction, lanes[:count], work)  # fmt: skip
+        if direction == 1:
+            continue
+        for m in range(count):
+            if mode == FORWARD:
+                _write(data[m], sets, expected[m])
+            else:
+                _add_background(background[m], sets, expected[m])
+                _ratio(values[m], expected[m])
 
 
 @nb.njit(cache=True, nogil=True)
-def _make_scratch(geometry, sets, groups, z_geometry, tof, block):
-    """Scratch arrays of one thread."""
+def _make_scratch(images, geometry, sets, groups, z_geometry, tof, block):
+    """Scratch arrays of one thread for so many images at once."""
     steps = int(max(geometry[0], geometry[1]))
     bins, lanes = int(tof[0]), groups[-1, 3]
     phases, pad = int(z_geometry[3]), int(z_geometry[4])
     length = int(np.ceil(z_geometry[0] / phases)) + 2 * pad
     terms = 8 + 2 * phases * (2 * pad + 2)
     work = (
-        np.zeros((block + 3, phases, length), np.float32),
+        np.zeros((images if tof[1] > 0.0 else 1, block + 3, phases, length), np.float32),
         np.zeros(terms, np.int64),
         np.zeros(terms, np.float32),
         np.zeros((block, CHUNK), np.float32),
@@ -742,10 +771,10 @@ def _make_scratch(geometry, sets, groups, z_geometry, tof, block):
         np.zeros(steps, np.int64),
         np.zeros(steps, np.int64),
         np.zeros(steps, np.float32),
-        np.zeros((bins, lanes), np.float32),
-        np.zeros((bins, lanes), np.float32),
-        np.zeros(sets.shape[0], np.bool_),
-        np.zeros(groups.shape[0], np.bool_),
+        np.zeros((images, bins, lanes), np.float32),
+        np.zeros((images, bins, lanes), np.float32),
+        np.zeros((images, sets.shape[0]), np.bool_),
+        np.zeros((images, groups.shape[0]), np.bool_),
         np.zeros((sets.shape[0], 3)),
         work,
     )
@@ -755,18 +784,19 @@ def _make_scratch(geometry, sets, groups, z_geometry, tof, block):
 def forward(ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, image, data):
     """Fill `data` (views, radials, bins, planes) with line integrals of the padded image."""
     views, radials = data.shape[0], data.shape[1]
+    images = image.reshape((1, 1, *image.shape))
     for task in nb.prange(FORWARD_TASKS):
-        scratch = _make_scratch(geometry, sets, groups, z_geometry, tof, block)
+        scratch = _make_scratch(1, geometry, sets, groups, z_geometry, tof, block)
         for line in range(task, views * radials, FORWARD_TASKS):
             v, r = line // radials, line % radials
-            _project_line(FORWARD, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, image,
-                          data[v, r], data[v, r, :0], image, scratch)  # fmt: skip
+            _project_line(FORWARD, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, images,
+                          data[v, r : r + 1], data[v, r : r + 1, :0], images, 0, scratch)  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, images, data, background,
-                 backs):  # fmt: skip
-    """Add the (EM) back projection of `data` (images, views, radials, bins, planes) to `backs`.
+def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof, cdf, block, together, images, data,
+                 background, backs):  # fmt: skip
+    """Add the (EM) back projection of `data` (images, views, radials, bins, planes) to `backs`, `together` images at once.
 
     `background` is like `data`, or has no bins where there is none.
 
@@ -774,10 +804,13 @@ def back_project(mode, ends, geometry, support_mm, sets, groups, z_geometry, tof
     views are cut into calls, so that sums are bit for bit the same.
     """
     parts, views, radials = backs.shape[1], data.shape[1], data.shape[2]
-    for task in nb.prange(data.shape[0] * parts):
-        m, part = task // parts, task % parts
-        scratch = _make_scratch(geometry, sets, groups, z_geometry, tof, block)
+    wholes = images.reshape((images.shape[0], 1, *images.shape[1:]))
+    portions = (data.shape[0] + together - 1) // together
+    for task in nb.prange(portions * parts):
+        portion, part = task // parts, task % parts
+        m = slice(portion * together, min((portion + 1) * together, data.shape[0]))
+        scratch = _make_scratch(m.stop - m.start, geometry, sets, groups, z_geometry, tof, block)
         for v in range(views):
             for r in range(part, radials, parts):
-                _project_line(mode, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, images[m],
-                              data[m, v, r], background[m, v, r], backs[m, part], scratch)  # fmt: skip
+                _project_line(mode, ends[v, r], geometry, support_mm, sets, groups, z_geometry, tof, cdf, wholes[m],
+                              data[m, v, r], background[m, v, r], backs[m], part, scratch)  # fmt: skip

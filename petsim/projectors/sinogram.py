@@ -2,6 +2,7 @@
 
 import math
 
+import numba as nb
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 from scipy.special import ndtr
@@ -209,5 +210,7 @@ class SinogramProjector:
         if background is None:
             background = np.empty((*data.shape[:3], 0, data.shape[4]), np.float32)
         background = np.ascontiguousarray(background, np.float32)
+        # All images together where that leaves work for every thread.
+        together = min(len(data), max(1, len(data) * PARTS // (2 * nb.get_num_threads())))
         kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
-                             self._tof, TOF_CDF, self._block, images, data, background, sums)  # fmt: skip
+                             self._tof, TOF_CDF, self._block, together, images, data, background, sums)  # fmt: skip

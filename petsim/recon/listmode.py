@@ -13,7 +13,7 @@ import numpy as np
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import SinogramLayout
-from petsim.projectors.listmode import Events, ListmodeProjector, Tof
+from petsim.projectors.listmode import Events, ListmodeProjector, Tof, pair_order
 from petsim.recon.osem import EmBack
 
 _SAME_MM = 1e-4
@@ -117,8 +117,10 @@ def listmode_em_back(
             parts.append(events)
             own = background(views)
             more.append(own.reshape(len(own), -1)[:, bins].astype(np.float32))
-        projectors.append(projector(lines.xy_mm, lines.z_mm, grid, _joined(parts), center_mm, support_mm, tof))
-        added.append(np.concatenate(more, axis=1))
+        events = _joined(parts)
+        order = pair_order(events, len(lines.xy_mm))
+        projectors.append(projector(lines.xy_mm, lines.z_mm, grid, events.taken(order), center_mm, support_mm, tof))
+        added.append(np.concatenate(more, axis=1)[:, order])
 
     def em_back(subset: int, images: np.ndarray) -> np.ndarray:
         more = added[subset]

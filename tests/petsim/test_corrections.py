@@ -52,6 +52,15 @@ def test_the_estimate_does_not_look_at_the_truth(modeled):
     np.testing.assert_array_equal(one, other)
 
 
+def test_images_that_share_scatter_have_the_background_of_each_alone(modeled):
+    plan, model = modeled
+    recon, views = Reconstructor(plan, model.operator, oracle(plan, model, 2)), np.arange(3)
+    assert model.scatter is not None
+    both = recon.background(views, 0, 2)
+    for k in range(2):
+        np.testing.assert_array_equal(both[k], recon.background(views, k, 1)[0])
+
+
 def test_scatter_and_randoms_come_near_the_true_ones(modeled):
     plan, model = modeled
     found = estimate(plan, model, model)

@@ -272,6 +272,23 @@ def test_sums_do_not_depend_on_how_views_are_cut():
     np.testing.assert_array_equal(whole, pieces)
 
 
+@pytest.mark.parametrize("tof", [True, False])
+def test_images_together_are_images_alone(tof):
+    """Bit for bit, of a ladder whose last doses have empty lines and empty sets of planes."""
+    projector = build("tiny", {"span": 3, "max_ring_difference": 4, "merge_tof": 4}, 2, tof=tof)
+    rng = np.random.default_rng(0)
+    views = np.arange(projector.layout.views)
+    images = rng.random((4, *projector.grid.shape)).astype(np.float32)
+    means = np.array([3, 0.1, 0.003, 0.0]).reshape(4, 1, 1, 1, 1)
+    counts = rng.poisson(means, (4, *projector.data_shape(len(views)))).astype(np.float32)
+    prepared, together = projector.prepare(images), projector.new_sums(4)
+    projector.add_em_back(together, views, counts, prepared)
+    for k in range(4):
+        alone = projector.new_sums(1)
+        projector.add_em_back(alone, views, counts[k : k + 1], prepared[k : k + 1])
+        np.testing.assert_array_equal(together[k], alone[0])
+
+
 @pytest.mark.parametrize("level", [0.0, 3.0])
 def test_em_back_projection_is_that_of_the_ratio(level):
     projector = build("tiny", {"span": 3, "max_ring_difference": 4, "merge_tof": 4}, 2)

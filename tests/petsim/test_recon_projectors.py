@@ -152,7 +152,7 @@ def test_lines_that_nothing_survives_are_left_out():
     """Through meters of a mu-map of ones, survival is 0, and the background over it infinite or no number."""
     values = np.array([0, 0, 1], np.float32).reshape(1, 1, 1, 3)
     randoms, survive = np.array([0, 1, 2], np.float32), np.array([0, 0, 0.5], np.float32)
-    _background(values, np.float32(3), randoms.reshape(1, 1, 3), survive.reshape(1, 1, 3))
+    _background(values, np.float32(3), randoms.reshape(1, 1, 3), survive.reshape(1, 1, 3), values)
     np.testing.assert_array_equal(values.ravel(), [np.nan, np.inf, 10])
     scan = Scan(tiny_layout())
     scan.background[3, 4:6] = np.nan
