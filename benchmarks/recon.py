@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m benchmarks.recon [--smallest]
 
-Seconds are CPU seconds of one thread, the shortest of a few runs; for ratios to hold, nothing else may run beside.
+Seconds are CPU seconds of one thread, the shortest of several runs by turns; for ratios to hold, nothing else may run.
 
 - `ladders`: one OSEM update of one dose, and of DRF 1, 4, 10, 20 and 100 together, with point spread function,
   attenuation, scatter and randoms (true ones, by dose), over a subset of a body-sized cylinder's scan, with 2e8 prompts in
@@ -26,6 +26,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from petsim.counts import draw_thinned
 from petsim.dose import DoseLadder
 from petsim.geometry.scanner import Scanner, load_scanner
 from petsim.geometry.sinogram import SinogramLayout, fitting_grid
+from petsim.memory import keep_freed_memory
 from petsim.model import build_model
 from petsim.plan import Plan, plan_subject
 from petsim.projectors.choose import projector_class
@@ -56,15 +58,16 @@ VIEWS = 8
 """In the subset that is updated."""
 
 
-def seconds_of(call: Callable[[], Any], repeats: int) -> float:
-    """CPU seconds of the shortest run, after one that compiles and warms up."""
-    call()
-    found = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
+def seconds_of(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds of the shortest run of each, by turns, after one that compiles and warms up."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if turn:
+                found[name].append(time.process_time() - start)
+    return {name: min(seconds) for name, seconds in found.items()}
 
 
 def small_scanner() -> Scanner:
@@ -76,7 +79,7 @@ def small_scanner() -> Scanner:
     )  # fmt: skip
 
 
-def ladder_case(scanner: Scanner, preset: str, counts: float, repeats: int, model_of: str) -> dict[str, Any]:
+def ladder_case(scanner: Scanner, preset: str, counts: float, repeats: int, model_of: Any) -> dict[str, Any]:
     """Times of one update for one dose and for five, from sinograms and from events; `model_of` scatter and randoms."""
     settings = SimulationSettings(
         scanner=scanner.name, preset=preset, drf=DRFS[1:], counts=counts, scatter=model_of, randoms=model_of
@@ -98,10 +101,14 @@ def ladder_case(scanner: Scanner, preset: str, counts: float, repeats: int, mode
         "lors": len(views) * plan.layout.radials * plan.layout.planes, "image": list(plan.grid.shape),
         "events": int(drawn[0].sum()),
     }  # fmt: skip
+    calls: dict[str, Callable[[], Any]] = {}
     for doses, name in ((1, "one"), (len(DRFS), "five")):
         recon = Reconstructor(plan, projector_class("numba"), oracle(plan, model, doses))
-        found[f"sinogram_{name}_s"] = seconds_of(lambda: recon.run(data(doses), [0]), repeats)  # noqa: B023
-        found |= listmode_times(plan, recon, drawn[:doses], views, name, repeats)
+        calls[f"sinogram_{name}_s"] = partial(recon.run, data(doses), [0])
+        start = time.process_time()
+        calls[f"listmode_{name}_s"] = listmode_update(plan, recon, drawn[:doses], views)
+        found[f"sort_{name}_s"] = time.process_time() - start
+    found |= seconds_of(repeats, **calls)
     found["sinogram_dose_over_one"] = found["sinogram_five_s"] / len(DRFS) / found["sinogram_one_s"]
     found["listmode_ladder_over_one"] = found["listmode_five_s"] / found["listmode_one_s"]
     for name, images in (("one", 1), ("five", len(DRFS))):
@@ -110,18 +117,14 @@ def ladder_case(scanner: Scanner, preset: str, counts: float, repeats: int, mode
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
 
 
-def listmode_times(plan: Plan, recon: Reconstructor, drawn: np.ndarray, views: np.ndarray, name: str,
-                   repeats: int) -> dict[str, float]:  # fmt: skip
+def listmode_update(plan: Plan, recon: Reconstructor, drawn: np.ndarray, views: np.ndarray) -> Callable[[], Any]:
     """The same update from events."""
-    start = time.process_time()
     em_back = listmode_em_back(
         plan.layout, plan.grid, [list(recon.groups(0))], lambda some: drawn[:, np.searchsorted(views, some)],
         lambda some: recon.background(some, 0, len(drawn)), center_mm=plan.center_mm, support_mm=plan.fov_mm / 2,
     )  # fmt: skip
-    sort_s = time.process_time() - start
     images = np.repeat(recon.inside.astype(np.float32)[None], len(drawn), 0) * np.ones(plan.grid.shape, np.float32)
-    seconds = seconds_of(lambda: [recon.blur(b) for b in em_back(0, np.stack([recon.blur(i) for i in images]))], repeats)
-    return {f"listmode_{name}_s": seconds, f"sort_{name}_s": sort_s}
+    return lambda: [recon.blur(back) for back in em_back(0, np.stack([recon.blur(image) for image in images]))]
 
 
 def peer_times(plan: Plan, model: Any, data: Callable, views: np.ndarray, found: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def peer_times(plan: Plan, model: Any, data: Callable, views: np.ndarray, found:
     recon.__dict__.update(Reconstructor(plan, SinogramProjector, oracle(plan, model, 1)).__dict__)
     theirs = projector_class("parallelproj")(plan.layout, plan.grid, plan.center_mm, plan.fov_mm / 2)
     recon._projector, recon.plan = theirs, one
-    seconds = seconds_of(lambda: recon.run(data(1), [0]), 1) * len(views)
+    seconds = seconds_of(1, update=lambda: recon.run(data(1), [0]))["update"] * len(views)
     return {"parallelproj": version, "parallelproj_one_s": seconds,
             "five_over_parallelproj_one": found["sinogram_five_s"] / seconds}  # fmt: skip
 
@@ -173,7 +176,7 @@ def scaling_case(case: dict[str, Any], images: int, repeats: int) -> tuple[float
         projector.add_em_back(sums, views, data, projector.prepare(start))
         projector.image_of(sums)
 
-    seconds = seconds_of(update, repeats)
+    seconds = seconds_of(repeats, update=update)["update"]
     lors = images * len(views) * layout.radials * layout.planes
     return lors / seconds / 1e6, peak_gb()
 
@@ -189,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--smallest", action="store_true")
     smallest = parser.parse_args().smallest
+    keep_freed_memory()
     repeats = 1 if smallest else 7
     ladders = []
     chosen = [(small_scanner(), "fast", 1e7)] if smallest else []

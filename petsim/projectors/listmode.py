@@ -12,7 +12,8 @@ from petsim.projectors import numba_listmode as kernels
 from petsim.projectors.contract import support_mask
 
 PARTS = 4
-"""Back projections are summed in this many fixed parts, whatever the number of threads."""
+"""The back projection of the first dose is summed in this many fixed parts, whatever the number of threads; those of others
+in as many as make tasks of about as many events."""
 
 FORWARD_TASKS = 64
 """Forward projection of a dose is cut into this many tasks, enough to keep the cores of a large machine busy."""
@@ -71,8 +72,8 @@ class Events:
     def taken(self, places: np.ndarray) -> "Events":
         """The events at some places."""
         bins = None if self.tof_bin is None else self.tof_bin[places]
-        ends = (self.crystal1, self.ring1, self.crystal2, self.ring2)
-        return Events(*(column[places] for column in ends), bins, self.doses[places])
+        a, b, c, d = (column[places] for column in (self.crystal1, self.ring1, self.crystal2, self.ring2))
+        return Events(a, b, c, d, bins, self.doses[places])
 
 
 @dataclass(frozen=True)
@@ -272,10 +273,14 @@ class ListmodeProjector:
         """Values (..., events) of the caller's in the order of the projector."""
         return values if self._events.order is None else np.take(values, self._events.order, axis=-1)
 
-    def _cuts(self, tasks: int) -> np.ndarray:
-        """Pairs cut into `tasks` ranges of about as many events."""
-        wanted = np.linspace(0, len(self), tasks + 1)
-        return np.searchsorted(self._events.starts, wanted).clip(0, len(self._events.pairs))
+    def _tasks(self, parts: np.ndarray) -> np.ndarray:
+        """Tasks of the kernels: the events of each dose in so many parts."""
+        tasks = []
+        for dose, count in enumerate(parts):
+            cuts = np.searchsorted(self._events.starts, np.linspace(0, len(self), count + 1))
+            cuts = cuts.clip(0, len(self._events.pairs))
+            tasks += [(dose, cuts[k], cuts[k + 1], len(tasks) + k) for k in range(count)]
+        return np.array(tasks, np.int64).reshape(-1, 4)
 
     def _padded(self, images: np.ndarray) -> np.ndarray:
         """Images (doses, x, y, z), each flat with zeros around it and behind it, axially copies of the outermost planes."""
@@ -297,20 +302,23 @@ class ListmodeProjector:
         pad = slice(kernels.PAD, -kernels.PAD)
         return self._whole(flat)[pad, pad, pad]
 
-    def _project(self, mode: int, parts: int, images: np.ndarray, values: np.ndarray, weight: np.ndarray,
+    def _project(self, mode: int, parts: np.ndarray, images: np.ndarray, values: np.ndarray, weight: np.ndarray,
                  background: np.ndarray, backs: np.ndarray) -> None:  # fmt: skip
         e = self._events
-        kernels.project(mode, self._cuts(parts), e.pairs, e.starts, self._xy, self._z, e.rings, e.tof_bin, e.doses,
+        kernels.project(mode, self._tasks(parts), e.pairs, e.starts, self._xy, self._z, e.rings, e.tof_bin, e.doses,
                         self._space, images, values, weight, background, backs, self._many)  # fmt: skip
 
     def _back(self, mode: int, doses: int, images: np.ndarray, values: np.ndarray, weight: np.ndarray,
               background: np.ndarray) -> np.ndarray:  # fmt: skip
         """Back project; returns images (doses, x, y, z)."""
         cells = int(np.prod(self._padded_shape)) + kernels.LANES
-        backs = np.zeros((PARTS, doses, cells), np.float32)
-        self._project(mode, PARTS, images, values, weight, background, backs)
+        share = np.array([np.count_nonzero(self._events.doses > d) for d in range(doses)]) / max(1, len(self))
+        parts = np.maximum(1, np.ceil(PARTS * share)).astype(np.int64)
+        backs = np.zeros((parts.sum(), cells), np.float32)
+        self._project(mode, parts, images, values, weight, background, backs)
         out = np.empty((doses, *self.grid.shape), np.float32)
-        kernels.sum_parts(backs, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), self._space, out)
+        first = np.concatenate([[0], np.cumsum(parts)])
+        kernels.sum_parts(backs, first, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), self._space, out)
         return out
 
     def forward(self, images: np.ndarray) -> np.ndarray:
@@ -329,7 +337,8 @@ class ListmodeProjector:
         images = np.asarray(images)
         padded = self._padded(images if images.ndim == 4 else images[None])
         values = np.zeros((len(padded), len(self)), np.float32)
-        self._project(kernels.FORWARD, FORWARD_TASKS, padded, values, _NONE, _NO_IMAGE, _NO_SUMS)
+        parts = np.full(len(padded), FORWARD_TASKS)
+        self._project(kernels.FORWARD, parts, padded, values, _NONE, _NO_IMAGE, _NO_IMAGE)
         out = values
         if self._events.order is not None:
             out = np.empty_like(values)
@@ -392,5 +401,4 @@ class ListmodeProjector:
 
 _NONE = np.empty(0, np.float32)
 _NO_IMAGE = np.empty((1, 0), np.float32)
-_NO_SUMS = np.empty((1, 1, 0), np.float32)
 """Arrays that a mode does not use."""

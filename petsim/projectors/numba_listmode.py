@@ -387,18 +387,17 @@ def _make_work(space, back, many):
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses, space, images, values, weight, background,
+def project(mode, tasks, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses, space, images, values, weight, background,
             backs, many):  # fmt: skip
     """Project sorted events through the images of their doses.
-
-    One task is one dose of one part of the events; part p has the pairs cuts[p] ... cuts[p + 1] - 1.
 
     Parameters
     ----------
     mode : int
         FORWARD, ADJOINT or EM; see `_project_pair`.
-    cuts : int64 (parts + 1,)
-        A fixed partition, so that sums are bit for bit the same with any number of threads.
+    tasks : int64 (tasks, 4)
+        Dose, first pair, last pair + 1, and the place in `backs`. A fixed partition, so that sums are bit for bit the same
+        with any number of threads.
     pairs : uint16 (pairs, 2)
         Crystals of each pair.
     starts : int64 (pairs + 1,)
@@ -414,20 +413,18 @@ def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses
         Zeros for FORWARD; not read by EM.
     weight, background : float32 (events,), (doses or 1, events)
         Read by EM.
-    backs : float32 (parts, doses, cells)
+    backs : float32 (places, cells)
         Not written by FORWARD.
     many : bool
         Whether any pair has more than FLUSH events.
     """
-    parts = cuts.size - 1
-    count = values.shape[0]
-    for task in nb.prange(parts * count):
-        part, d = task // count, task % count
+    for task in nb.prange(len(tasks)):
+        d = tasks[task, 0]
         work = _make_work(space, mode != FORWARD, many)
         image = images[d % images.shape[0]]
-        back = backs[part % backs.shape[0], d % backs.shape[1]]
+        back = backs[tasks[task, 3] % backs.shape[0]]
         more = background[d % background.shape[0]]
-        for p in range(cuts[part], cuts[part + 1]):
+        for p in range(tasks[task, 1], tasks[task, 2]):
             last = starts[p]
             while last < starts[p + 1] and doses[last] > d:
                 last += 1
@@ -440,10 +437,10 @@ def project(mode, cuts, pairs, starts, crystal_xy, ring_z, rings, tof_bin, doses
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
-def sum_parts(backs, support, space, images):
-    """Fill images (doses, x, y, z) with the sum over parts of `backs` where `support` holds, elsewhere with zeros.
+def sum_parts(backs, first, support, space, images):
+    """Fill images (doses, x, y, z) with sums of `backs` where `support` holds, elsewhere with zeros.
 
-    The copies of the outermost planes are added to these.
+    Those of dose d are first[d] ... first[d + 1] - 1. The copies of the outermost planes are added to these.
     """
     doses, nx, ny, nz = images.shape
     for task in nb.prange(doses * nx):
@@ -455,9 +452,9 @@ def sum_parts(backs, support, space, images):
                 row[:] = _F32(0)
                 continue
             at = (x + PAD) * space.stride_x + (y + PAD) * space.stride_y
-            total[:] = backs[0, d, at : at + total.size]
-            for part in range(1, backs.shape[0]):
-                more = backs[part, d, at : at + total.size]
+            total[:] = backs[first[d], at : at + total.size]
+            for part in range(first[d] + 1, first[d + 1]):
+                more = backs[part, at : at + total.size]
                 for z in range(total.size):
                     total[z] += more[z]
             total[PAD] += total[PAD - 1]

@@ -509,26 +509,12 @@ def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, 
               values, work):  # fmt: skip
     """With TOF: values[image, bin, lane], or with `back` the transpose. `groups` are sets that share TOF weights.
 
-    `active` is (images, groups); of `images` (images, parts, ...) one part is projected. `step_along` is the distance of step 0 from the chord's middle and of one step to the next,
-    in the transaxial plane.
+    `active` is (images, groups); of `images` (images, parts, ...) one part is projected. `step_along` is the distance of
+    step 0 from the chord's middle and of one step to the next, in the transaxial plane.
     """
-    (
-        all_rows,
-        _,
-        _,
-        sheared,
-        before,
-        weights,
-        bin_steps,
-        first_bin,
-        last_bin,
-        below,
-        above,
-        share,
-        lane_rows,
-        chunk_rows,
-        _,
-    ) = work
+    all_rows = work[0]
+    sheared, before, weights, bin_steps, first_bin, last_bin = work[3:9]
+    below, above, share, lane_rows, chunk_rows = work[9:14]
     nz, phases, pad = int(z_geometry[0]), int(z_geometry[3]), int(z_geometry[4])
     block, length, per_phase = all_rows.shape[1] - 3, all_rows.shape[3], images.shape[4]
     count_of_images, lanes = values.shape[0], values.shape[2]
@@ -544,8 +530,8 @@ def _line_tof(back, sets, groups, active, lines, steps, z_geometry, step_along, 
         else:
             for m in range(count_of_images):
                 for phase in range(phases):
-                    shear(all_rows[m], phase * length + pad, phases * length, images[m, part], phase * per_phase + Z_PAD, near,
-                          far, near_far, count, per_phase - 2 * Z_PAD)  # fmt: skip
+                    shear(all_rows[m], phase * length + pad, phases * length, images[m, part], phase * per_phase + Z_PAD,
+                          near, far, near_far, count, per_phase - 2 * Z_PAD)  # fmt: skip
         for n in range(groups.shape[0]):
             if not active[:, n].any():
                 continue

@@ -210,7 +210,8 @@ class SinogramProjector:
         if background is None:
             background = np.empty((*data.shape[:3], 0, data.shape[4]), np.float32)
         background = np.ascontiguousarray(background, np.float32)
-        # All images together where that leaves work for every thread.
-        together = min(len(data), max(1, len(data) * PARTS // (2 * nb.get_num_threads())))
+        # They share TOF weights, so all together where that leaves work for every thread; else one after another, since
+        # they would drive each other out of the caches.
+        together = min(len(data), max(1, len(data) * PARTS // (2 * nb.get_num_threads()))) if self._tof[1] else 1
         kernels.back_project(mode, ends, self._geometry, self.support_mm, self._sets, self._groups, self._z_geometry,
                              self._tof, TOF_CDF, self._block, together, images, data, background, sums)  # fmt: skip
