@@ -181,8 +181,9 @@ def test_lesions_are_where_the_list_says(people, fine):
             assert hottest <= lesion["suv"] * 1.001
             if lesion["diameter_mm"] > 3 * subject.grid.spacing_mm[0]:
                 assert hottest == pytest.approx(lesion["suv"], rel=0.02)
+                # A ball around a voxel's center holds 19 centers at a radius of 1.5 voxels, 4.5 pi (14.1) by its volume.
                 volume = inside.sum() * subject.grid.voxel_ml
-                assert volume == pytest.approx(np.pi / 6 * lesion["diameter_mm"] ** 3 * 1e-3, rel=0.5)
+                assert volume == pytest.approx(np.pi / 6 * lesion["diameter_mm"] ** 3 * 1e-3, rel=0.36)
     assert min(counts) == 0 and max(counts) >= 4
 
 
