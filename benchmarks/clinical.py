@@ -7,6 +7,7 @@ DRF 1, with post-filters from the preset's 4 mm down to none.
 """
 
 from benchmarks.common import emit, liver_middle_mm
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from petsim.geometry.scanner import load_scanner
 from petsim.plan import plan_subject
@@ -24,7 +25,7 @@ def main() -> None:
     for name in SCANNERS:
         scanner = load_scanner(name)
         subject = whole_body(PATIENT, mbq_per_kg=scanner.given("protocol_mbq_per_kg"),
-                             uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
+                             uptake_s=scanner.given("protocol_uptake_s"), family=REFERENCE.name)  # fmt: skip
         middle = liver_middle_mm(subject)
         noise = {}
         for filter_mm in FILTERS_MM:

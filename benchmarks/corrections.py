@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.common import emit, liver_middle_mm
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from petsim.corrections import Estimator, first_iteration, oracle
 from petsim.counts import draw_thinned
@@ -30,7 +31,7 @@ DRFS = (1.0, 20.0, 100.0)
 def main() -> None:
     """Measure and print the JSON line."""
     realizations = int(sys.argv[1]) if len(sys.argv) > 1 else 50
-    subject = whole_body(3)
+    subject = whole_body(3, family=REFERENCE.name)
     middle = liver_middle_mm(subject)
     settings = SimulationSettings(scanner="biograph_vision_600", preset="fast", drf=DRFS[1:], center_mm=middle)
     plan = plan_subject(subject, settings)

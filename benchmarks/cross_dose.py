@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import emit, liver_middle_mm
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from denoise.denoiser import model_files
 from denoise.evaluate import Estimate, all_methods, evaluate_subject, summarize, tune_filters
@@ -101,14 +102,14 @@ def make_patients(
         if (folder / f"{job.name}.h5").exists():
             continue
         patient = whole_body(seed, mbq_per_kg=scanner.given("protocol_mbq_per_kg"),
-                             uptake_s=scanner.given("protocol_uptake_s"))  # fmt: skip
+                             uptake_s=scanner.given("protocol_uptake_s"), family=REFERENCE.name)  # fmt: skip
         middle = liver_middle_mm(patient)
         settings = SimulationSettings(
             scanner=scanner_name, preset="fast", drf=doses, realizations=2, duration_s=duration_s, center_mm=middle,
             backend="cuda" if device == "cuda" else "numba",
         )  # fmt: skip
         # Patients differ in where they are scanned, so that one digest for all cannot be that of their settings.
-        make_subject(job, Request(str(folder), settings=settings), "cross-dose", lambda *told: None)
+        make_subject(job, Request(str(folder), settings=settings, family=REFERENCE.name), "cross-dose", lambda *told: None)
         print(f"{folder.name}: {job.name}", file=sys.stderr, flush=True)
     write_index(folder)
     return folder

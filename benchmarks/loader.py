@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import emit
+from data_recipes.phantoms.families import REFERENCE
 from denoise.data import Ladder, Patches, read_ladder
 from denoise.live import with_live
 from denoise.loader import batches
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     args = parser.parse_args()
     data = args.folder / "data"
-    make_dataset(Request(str(data), subjects=SUBJECTS, settings=SETTINGS))
+    make_dataset(Request(str(data), subjects=SUBJECTS, settings=SETTINGS, family=REFERENCE.name))
     (args.folder / "raw").mkdir(exist_ok=True)
     index = read_index(data)
     read = [read_ladder(data / s["file"]) for s in index["subjects"] if s["split"] == "train"]

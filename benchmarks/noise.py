@@ -13,6 +13,8 @@ import numpy as np
 
 from benchmarks.common import emit
 from data_recipes.contour import with_mu
+from data_recipes.errors import DataError
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
 from data_recipes.subject import Subject
@@ -27,6 +29,8 @@ DRFS = (4.0, 10.0, 20.0, 100.0)
 
 def measure(subject: Subject) -> dict[str, Any]:
     """Noise over realizations in the liver sphere, at every dose."""
+    if subject.provenance.get("truncated_fov"):
+        raise DataError("the body is cut off at the sides of the image, which serves no figure of noise; give a whole image")
     box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
     assert box is not None
     middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])
@@ -57,7 +61,7 @@ def measure(subject: Subject) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print the JSON line."""
-    result = {"realizations": REALIZATIONS, "generated": measure(whole_body(3))}
+    result = {"realizations": REALIZATIONS, "generated": measure(whole_body(3, family=REFERENCE.name))}
     if len(sys.argv) > 1:
         result["real_scan"] = measure(with_mu(read_source(sys.argv[1])))
     emit("noise", result)

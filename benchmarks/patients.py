@@ -2,9 +2,10 @@
 
     python -m benchmarks.patients
 
-A contact sheet of 24 patients (coronal maximum-intensity projections, SUV 0 to 7) and a table: SUV mean and volume by organ,
-median and range over the 24, beside the ranges of its tables, which name their sources; and the budget of activity
-(image, legs below it, voided urine) over what was injected, decayed. Six patients of each of four families.
+A contact sheet of 24 patients (coronal maximum-intensity projections, SUV 0 to 7; twelve of the default family, six
+slender, six heavy) and a table: SUV mean and volume by organ, median and range over the 24, beside the ranges of its tables,
+which name their sources; and the budget of activity (image, legs below it, voided urine) over what was injected, decayed,
+of 24 patients of each family on coarse voxels.
 """
 
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.common import RESULTS, emit
+from data_recipes.phantoms.families import FAMILIES
 from data_recipes.phantoms.uptake import TISSUES, excreted_fraction
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.subject import Subject
 
-FAMILIES = ("reference", "balanced", "slender", "heavy")
+SHOWN = ("balanced",) * 12 + ("slender",) * 6 + ("heavy",) * 6
 SPACING_MM = (5.0, 5.0, 5.0)
+COARSE_MM = (8.0, 8.0, 8.0)
+PATIENTS = 24
 TOP_SUV = 7.0
 
 # Around the reference man and woman of ICRP Publication 89, as in the tests.
@@ -63,7 +67,7 @@ def measured(person: Subject) -> dict[str, Any]:
         core = ndimage.binary_erosion(inside)
         # A thin wall has no core.
         found["suv"][organ] = float(suv[core if core.sum() > 50 else inside].mean())
-    low = slice(0, round(50 / SPACING_MM[2]))
+    low = slice(0, round(50 / person.grid.spacing_mm[2]))
     thighs = suv[:, :, low][person.mu_per_cm[:, :, low] > 0.05].mean()
     legs = thighs * (1 - person.provenance["mass_in_image_kg"] / injection.weight_kg)
     urine = suv[mask(person, "bladder")].sum() * person.grid.voxel_ml / (1e3 * injection.weight_kg)
@@ -88,7 +92,7 @@ def contact_sheet(people: list[Subject]) -> None:
         axes.set_axis_off()
         told = person.provenance
         size = f"{told['sex']} {told['height_cm']:.0f} cm {told['weight_kg']:.0f} kg"
-        axes.set_title(f"{told.get('family', 'reference')} {told['seed']}: {size}", fontsize=7.5, pad=2)
+        axes.set_title(f"{told['family']} {told['seed']}: {size}", fontsize=7.5, pad=2)
     figure.savefig(RESULTS / "patients.png", dpi=90)
 
 
@@ -99,7 +103,7 @@ def spread(values: list[float]) -> list[float]:
 
 def main() -> None:
     """Generate, draw, and print the JSON line."""
-    people = [whole_body(seed, spacing_mm=SPACING_MM, family=FAMILIES[seed // 6]) for seed in range(24)]
+    people = [whole_body(seed, spacing_mm=SPACING_MM, family=family) for seed, family in enumerate(SHOWN)]
     contact_sheet(people)
     found = [measured(person) for person in people]
     organs = {
@@ -112,11 +116,12 @@ def main() -> None:
     for organ, limits in VOLUMES_ML.items():
         organs.setdefault(organ, {})
         organs[organ] |= {"ml": spread([f["ml"][organ] for f in found]), "ml_range": list(limits)}
-    budget = {
-        family: {"image": spread([f["image"] for f in six]), "image_legs_and_urine": spread([f["budget"] for f in six])}
-        for k, family in enumerate(FAMILIES) for six in [found[6 * k : 6 * k + 6]]
-    }  # fmt: skip
-    emit("patients", {"spacing_mm": SPACING_MM, "organs": organs, "budget": budget})
+    budget = {}
+    for family in FAMILIES:
+        all_of = [measured(whole_body(seed, spacing_mm=COARSE_MM, family=family)) for seed in range(PATIENTS)]
+        budget[family] = {name: spread([f[key] for f in all_of])
+                          for name, key in (("image", "image"), ("image_legs_and_urine", "budget"))}  # fmt: skip
+    emit("patients", {"spacing_mm": SPACING_MM, "organs": organs, "budget_spacing_mm": COARSE_MM, "budget": budget})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.common import emit
 from data_recipes.grid import Grid
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.resample import resample
 from petsim.geometry.scanner import load_scanner
@@ -48,7 +49,7 @@ def shortest(call: Any, repeats: int) -> float:
 
 def default_job() -> dict[str, Any]:
     """Seconds and rates by number of threads."""
-    plan = plan_subject(whole_body(0), SimulationSettings(preset="fast"))
+    plan = plan_subject(whole_body(0, family=REFERENCE.name), SimulationSettings(preset="fast"))
     subject, layout = plan.subject, plan.layout
     activity = resample(subject.activity_bqml, subject.grid, plan.grid)
     images = np.stack([activity] * IMAGES)

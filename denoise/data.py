@@ -85,6 +85,8 @@ class Ladder:
         Noise was inserted below a measured full dose, whose own noise it does not share.
     recorded : bool
         Realizations are thinnings of one recorded scan.
+    truncated : bool
+        The body is cut off at the sides of the image, which may train networks and serves no figure of theirs.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Ladder:
     mode: str
     inserted: bool
     recorded: bool
+    truncated: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -175,6 +178,7 @@ def read_ladder(path: Path) -> Ladder:
         drfs, spacing, mode = tuple(f.drfs), f.spacing_mm, str(f.h5["doses"].attrs["mode"])
         nec = f.doses()["nec"]
         scanner, full_dose = str(f.attribute("scanner")), f.json("provenance").get("full_dose")
+        truncated = f.is_truncated
     images = MappedImages(path, "recon", factor)
     clean = MappedImages(path, "reference/noise_free", factor) if known else None
     levels = [[noise_level(images.volume(d, r)) for r in range(images.shape[1])] for d in range(len(drfs))]
@@ -182,7 +186,7 @@ def read_ladder(path: Path) -> Ladder:
     length_m = images.shape[-1] * spacing[2] / 1000
     return Ladder(
         path.stem, drfs, images, clean, body.astype(np.int32), levels, np.log(np.maximum(nec, 1.0) / length_m), spacing,
-        factor, scanner, mode, full_dose == "source", full_dose == "recorded",
+        factor, scanner, mode, full_dose == "source", full_dose == "recorded", truncated,
     )  # fmt: skip
 
 
@@ -236,6 +240,20 @@ def read_split(folder: Path, split: str, target: Target) -> list[Ladder]:
                 f"{ladder.name}: voxels of {ladder.spacing_mm} mm, {first.name} has {first.spacing_mm}; make both alike"
             )
     return ladders
+
+
+def check_told(ladders: Sequence[Ladder], condition: Condition) -> None:
+    """Refuse to tell a network what is not known: real scans come without their counts.
+
+    Raises
+    ------
+    DataError
+    """
+    unknown = [ladder.name for ladder in ladders if not np.isfinite(ladder.log_nec_per_m).all()]
+    if condition == "nec" and unknown:
+        raise DataError(
+            f"{unknown[0]}: its noise-equivalent counts are not known (images without counts); take --condition noise"
+        )
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,9 @@ def _condition(card: ModelCard, relative: float, drf: float | None, log_nec_per_
     if condition is None:
         flag = {"nec": "--nec-per-m", "drf": "--drf"}[card.condition]
         raise UsageError(f"{flag}: this model must be told it; give it, or use a model conditioned on noise")
+    if not np.isfinite(condition):
+        raise DataError("the noise-equivalent counts of an image are not known, which this model must be told; use a model "
+                        "conditioned on noise")  # fmt: skip
     return float(condition)
 
 

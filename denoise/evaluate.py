@@ -84,6 +84,8 @@ class Evaluation:
     spectra : dict
         By method: noise power spectrum in and around the liver at the lowest dose, mean over subjects; empty without labels
         or a second noise realization.
+    left_out : tuple of str
+        Subjects that serve no figure, since their body is cut off at the sides of the image.
     """
 
     rows: list[dict[str, Any]]
@@ -96,6 +98,7 @@ class Evaluation:
     pictures: dict[str, np.ndarray]
     slice_mm: tuple[float, float]
     spectra: dict[str, NoisePowerSpectrum]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ def evaluate(
     entries = [s for s in read_index(data)["subjects"] if split in (s["split"], "all")]
     if not entries:
         raise DataError(f"{data.name}: no subject in the split '{split}'")
+    left_out = tuple(e["name"] for e in entries if _is_truncated(data / e["file"]))
+    entries = [e for e in entries if e["name"] not in left_out]
+    if not entries:
+        raise DataError(f"{data.name}: {_TRUNCATED} in every subject of the split '{split}'; give whole images")
     tuned = tune_filters(data, split)
     methods = all_methods(runs, tuned, device)
     found = []
@@ -168,7 +175,16 @@ def evaluate(
         first.pictures,
         first.slice_mm,
         spectra,
+        left_out,
     )
+
+
+_TRUNCATED = "the body is cut off at the sides of the image, which serves no figure of noise or contest,"
+
+
+def _is_truncated(path: Path) -> bool:
+    with SubjectFile(path) as f:
+        return f.is_truncated
 
 
 def all_methods(runs: Sequence[Path], tuned: dict[str, dict[str, float]], device: str) -> dict[str, Estimate]:
@@ -225,7 +241,9 @@ def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     """
     chosen = _tuning_split(data, split)
     files = [data / s["file"] for s in read_index(data)["subjects"] if chosen in (s["split"], "all")]
-    ladders = [read_ladder(path) for path in files[:TUNED_ON]]
+    ladders = [read_ladder(path) for path in [p for p in files if not _is_truncated(p)][:TUNED_ON]]
+    if not ladders:
+        raise DataError(f"{data.name}: {_TRUNCATED} in every subject of the split '{chosen}'; give whole images")
     clean = [ladder.reference() for ladder in ladders]
     tuned: dict[str, dict[str, float]] = {"gaussian": {}, "non-local means": {}}
     bodies = [body_mask(image) for image in clean]
@@ -254,9 +272,11 @@ def evaluate_subject(
     Raises
     ------
     DataError
-        A file that cannot be read.
+        A file that cannot be read, or a body that is cut off at the sides of the image.
     """
     ladder = read_ladder(path)
+    if ladder.truncated:
+        raise DataError(f"{ladder.name}: {_TRUNCATED} so leave the subject out")
     with SubjectFile(path) as f:
         labels = f.array("truth/labels")
         names = f.label_names

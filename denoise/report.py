@@ -108,6 +108,11 @@ def notes(result: Evaluation) -> list[str]:
         f"Means over the subjects of the split '{result.split}', in brackets 95 % bootstrap intervals. "
         "All figures but the gain are against the noise-free reconstruction (of a measured image: against the full dose), "
         "in the body.",
+        *(
+            [f"Left out, since the body is cut off at the sides of the image: {', '.join(result.left_out)}."]
+            if result.left_out
+            else []
+        ),
         f"Gain: PSNR over that of the input, both against the {result.target_kind} full dose; its ceiling is {ceiling} with "
         "D the measured ratio of noise variances.",
         "Equivalent dose (median): part of the full dose at which the plain reconstruction errs as much.",

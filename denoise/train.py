@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data_recipes.errors import DataError, UsageError
-from denoise.data import Ladder, read_split
+from denoise.data import Ladder, check_told, read_split
 from denoise.diffusion.method import Diffusion
 from denoise.diffusion.settings import made, with_usual_doses
 from denoise.feed import autocast, average_into, card_of, feed_of, rate_of
@@ -73,6 +73,8 @@ def train(
     if pretrained is not None and settings.adversarial is None:
         raise UsageError(f"--pretrained: {settings.method} has one stage alone; leave it out")
     ladders = {split: read_split(data, split, settings.target) for split in ("train", "val")}
+    for some in ladders.values():
+        check_told(some, settings.condition)
     settings = with_doses(data, settings)
     drfs = settings.drf
     index = read_index(data)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_recipes.errors import DataError
 from petsim.bed_pattern import bed_period_mm
 from petsim.cache.store import make_folder, whole_or_nothing
 from petsim.difference_noise import SLICE_LAGS, DifferenceNoise, measure, variance_factor
@@ -53,7 +54,9 @@ class Calibration:
     @property
     def origin(self) -> str:
         """What the real side is: figures of simulated pairs say nothing about a scanner."""
-        return "simulated pairs" if self.real.simulated else "multi-dose folder"
+        if self.real.simulated:
+            return "simulated pairs"
+        return "dataset of real scans" if self.real.mode else "multi-dose folder"
 
 
 Told = Callable[[str, str, float], None]
@@ -87,6 +90,9 @@ def calibrate(
     """
     scans = open_collection(real, units)
     copies = None if simulated is None else open_collection(simulated, units)
+    if copies is not None and copies.mode and not copies.simulated:
+        raise DataError(f"--sim: {simulated.name if simulated else ''} holds real scans; give a dataset that make-dataset "
+                        "simulated, and this one with --real")  # fmt: skip
     both = [*scans.subjects, *(copies.subjects if copies else ())]
     organs = all(s.labels is not None for s in both)
 
@@ -284,6 +290,8 @@ def warnings_of(c: Calibration) -> list[str]:
     if len(c.real.drfs) == 1:
         lines.append("one low dose only: its DRF cannot be told from the count level of the full dose")
     for name, collection in (("real", c.real), ("simulated", c.simulated)):
+        for one in () if collection is None else collection.left_out:
+            lines.append(f"{one} was left out: its body is cut off at the sides of the image")
         if collection is not None and "dose" in collection.mode:
             lines.append(f"the {name} dataset was made with --mode dose, where (DRF - 1) is not the factor of the variance: "
                          "make it with --mode thin")  # fmt: skip

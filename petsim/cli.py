@@ -8,6 +8,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 
 import petsim
 from data_recipes.errors import UsageError
+from data_recipes.phantoms.families import DEFAULT
 from petsim import command_line
 from petsim.presets import NAMED_PRESETS, PRESETS, preset_lines
 from petsim.settings import (
@@ -63,8 +64,9 @@ class MakeDataset:
     """Seed of patients and noise."""
     subjects: int = 4
     """Number of generated patients."""
-    family: str = "reference"
-    """Family of generated patients: reference, balanced, slender, heavy; warped and mirrored are for tests of transfer."""
+    family: str = DEFAULT
+    """Family of generated patients: balanced, slender, heavy; warped and mirrored are for tests of transfer; reference is
+    that of older datasets, whose activity does not add up to what was injected."""
     lesion_shape: Literal["round", "irregular", "necrotic"] = "round"
     """Shape of generated patients' lesions; necrotic is for tests of transfer."""
     insert_lesions: int = 0

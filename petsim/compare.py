@@ -38,7 +38,7 @@ class Image:
     spacing_mm : tuple of float
     labels : Labels or None
     simulated : bool
-        It is of a dataset of petsim.
+        It is of a dataset that petsim simulated.
     """
 
     values: np.ndarray
@@ -67,12 +67,16 @@ def read_image(path: Path, drf: float) -> Image:
         volume = read_volume(path)
         return Image(to_canonical(volume.values, volume), volume.canonical_spacing_mm, None, simulated=False)
     with SubjectFile(path) as f:
+        if f.is_truncated:
+            raise DataError(f"{path.name}: the body is cut off at the sides of the image, which serves no figure of noise; "
+                            "give a whole image")  # fmt: skip
         if drf not in f.drfs:
             raise UsageError(f"--drf: {drf:g} is not in {path.name}, which has {', '.join(f'{d:g}' for d in f.drfs)}")
         values, labels = f.image(f.drfs.index(drf)), f.array("truth/labels")
+        simulated = f.json("provenance").get("full_dose") not in ("recorded", "measured")
         if not np.isfinite(values).all():
             raise DataError(f"{path.name}: the image at DRF {drf:g} has NaN or infinite voxels; run petsim verify --repair")
-        return Image(values, f.spacing_mm, None if labels is None else Labels(labels, f.label_names), simulated=True)
+        return Image(values, f.spacing_mm, None if labels is None else Labels(labels, f.label_names), simulated)
 
 
 def compare(real: Image, simulated: Image) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.errors import DataError, UsageError
-from data_recipes.phantoms.families import family_named
+from data_recipes.phantoms.families import DEFAULT, REFERENCE, family_named
 from data_recipes.phantoms.lesion_shapes import LesionShape
 from data_recipes.subject import Subject
 from petsim.presets import GRIDS
@@ -19,6 +19,8 @@ from petsim.workers import Report, in_processes, on_dask
 
 LISTMODE = "listmode"
 """Folder of a dataset that holds list-mode files."""
+ANATOMY = 2
+"""Goes up when seeds of a family come to give other patients, so that no dataset mixes both. "reference" never changes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Request:
     read: ReadOptions = field(default_factory=ReadOptions)
     save: tuple[str, ...] = ("recon",)
     memory_gb: float = 8.0
-    family: str = "reference"
+    family: str = DEFAULT
     lesions: LesionShape = "round"
     insert_lesions: int = 0
 
@@ -148,8 +150,11 @@ def configuration(request: Request) -> dict[str, Any]:
         # It came later, and means nothing without bed positions.
         del fields["protocol_bed_overlap"]
     usual = Request(out="")
-    subjects = {n: getattr(request, n) for n in ("family", "lesions", "insert_lesions")
-                if getattr(request, n) != getattr(usual, n)}  # fmt: skip
+    subjects: dict[str, Any] = {n: getattr(request, n) for n in ("lesions", "insert_lesions")
+                                if getattr(request, n) != getattr(usual, n)}  # fmt: skip
+    if not request.sources and request.family != REFERENCE.name:
+        # Datasets without it are older than the other families.
+        subjects |= {"family": request.family, "anatomy": ANATOMY}
     return {
         **settings,
         **subjects,
@@ -213,7 +218,7 @@ def make_dataset(
     out = Path(request.out)
     digest = sha256_of(configuration(request))
     jobs = jobs_of(request)[shard[0] - 1 :: shard[1]]
-    _open_folder(out, digest, overwrite)
+    _open_folder(out, digest, overwrite, request.family)
     pieces, work = {job.name: job for job in jobs}, functools.partial(_make, request, digest)
     if dask is not None:
         done = list(on_dask(pieces, work, dask, report).values())
@@ -228,7 +233,7 @@ def make_dataset(
     return {"subjects": done, "in_dataset": len(index["subjects"]), "seconds": round(time.monotonic() - started, 2)}
 
 
-def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
+def _open_folder(out: Path, digest: str, overwrite: bool, family: str) -> None:
     """Create the folder; refuse or clear one that holds a dataset made with other settings."""
     from petsim.cache.store import INDEX, SubjectFile, subject_files
 
@@ -241,11 +246,12 @@ def _open_folder(out: Path, digest: str, overwrite: bool) -> None:
         raise DataError(f"--out {out.name}: {error.strerror}; choose a folder that can be written") from None
     for path in subject_files(out):
         with SubjectFile(path) as f:
-            same = f.attribute("configuration_sha256") == digest
+            same, known = f.attribute("configuration_sha256") == digest, f.json("configuration")
         if not same and not overwrite:
+            older = known.get("source") == "whole-body" and "family" not in known and family != REFERENCE.name
             raise DataError(
                 f"--out {out.name}: {path.name} was made with other settings; choose another folder, or add --overwrite to "
-                "remove that dataset"
+                "remove that dataset" + (f"; its patients are those of --family {REFERENCE.name}" if older else "")
             )
         if not same:
             path.unlink()
@@ -488,7 +494,7 @@ def check_request(request: Request) -> None:
     if request.read.normalization is not None:
         raise UsageError("--normalization: belongs to raw data; images and generated patients need none")
     if request.sources:
-        if (request.family, request.lesions) != ("reference", "round"):
+        if (request.family, request.lesions) != (DEFAULT, "round"):
             raise UsageError("--family, --lesion-shape: are of generated patients; leave them out where a SOURCE is given")
         return
     family_named(request.family)

@@ -66,12 +66,14 @@ class Collection:
     ----------
     subjects : tuple of DoseImages
     simulated : bool
-        They are a dataset of petsim, and not out of recorded data.
+        They are a dataset that petsim simulated, and neither recorded data nor real images at several doses.
     mode : str
         Dose mode of a dataset, "" else.
     full_prompts, duration_s, filter_mm : float or None
-        Of a dataset, as far as its subjects agree: mean prompts at full dose, scan duration, FWHM of the
-        post-filter.
+        Of a dataset, as far as its subjects agree and they are known: mean prompts at full dose, scan duration, FWHM
+        of the post-filter.
+    left_out : tuple of str
+        Names of subjects whose body is cut off at the sides of the image: their noise is none of a whole scan.
     """
 
     subjects: tuple[DoseImages, ...]
@@ -80,6 +82,7 @@ class Collection:
     full_prompts: float | None = None
     duration_s: float | None = None
     filter_mm: float | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -124,12 +127,15 @@ def _size(spacing_mm: tuple[float, ...]) -> str:
 
 
 def _dataset(folder: Path) -> Collection:
-    subjects, prompts, durations, filters, modes, recorded = [], [], set(), set(), set(), False
+    subjects, prompts, durations, filters, modes, real, left_out = [], [], set(), set(), set(), False, []
     for entry in read_index(folder)["subjects"]:
         path = folder / entry["file"]
         with SubjectFile(path) as f:
             drfs = f.drfs
             if len(drfs) < 2:
+                continue
+            if f.is_truncated:
+                left_out.append(f.name)
                 continue
             subjects.append(_of_hdf5(path, f))
             prompts.append(float(f.doses()["prompts"][0].mean()))
@@ -137,12 +143,15 @@ def _dataset(folder: Path) -> Collection:
             durations.add(provenance.get("duration_s"))
             filters.add(provenance.get("reconstruction", {}).get("post_filter_fwhm_mm"))
             modes.add(str(f.h5["doses"].attrs["mode"]))
-            recorded |= provenance.get("full_dose") == "recorded"
+            real |= provenance.get("full_dose") in ("recorded", "measured")
+    if not subjects and left_out:
+        raise DataError(f"{folder.name}: the body of every subject is cut off at the sides of its image, which serves no "
+                        "figure of noise; give whole images")  # fmt: skip
     if not subjects:
         raise DataError(f"{folder.name}: no subject with a lower dose; make the dataset with --drf 4 10 20")
     return Collection(
-        tuple(subjects), not recorded, "/".join(sorted(modes)), float(np.mean(prompts)),
-        durations.pop() if len(durations) == 1 else None, filters.pop() if len(filters) == 1 else None,
+        tuple(subjects), not real, "/".join(sorted(modes)), float(np.mean(prompts)) or None,
+        durations.pop() if len(durations) == 1 else None, filters.pop() if len(filters) == 1 else None, tuple(left_out),
     )  # fmt: skip
 
 

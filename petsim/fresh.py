@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_recipes.errors import DataError
+from data_recipes.phantoms.families import REFERENCE
 from data_recipes.resample import resample
 from petsim.acquisition import AcquisitionModel
 from petsim.cache.live import SCHEMA, Made, locked
@@ -136,7 +137,8 @@ def _request(folder: Path, subject: str, known: dict[str, Any], paths: Paths, me
     request = Request(
         str(folder), settings=SimulationSettings(**values), sources=paths.sources if images else (), save=save,
         read=ReadOptions(**kept, sidecar=paths.sidecar, ct=paths.ct, mu=paths.mu), memory_gb=memory_gb,
-        **{name: known[name] for name in ("family", "lesions", "insert_lesions") if name in known},
+        **{name: known[name] for name in ("lesions", "insert_lesions") if name in known},
+        **({} if images else {"family": known.get("family", REFERENCE.name)}),
     )  # fmt: skip
     now = json.loads(canonical_json(configuration(request)))
     # A setting that did not exist then meant what its default means.

@@ -9,6 +9,8 @@ from data_recipes.grid import Grid
 
 SPHERE_MM = 30.0
 """Diameter of the sphere in which the coefficient of variation is measured, the usual clinical liver sphere."""
+TRUNCATED = "none: the body is cut off at the sides of the image"
+"""Instead of a place where noise is measured: what lies beyond neither scattered nor counted."""
 
 
 def body_mask(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from petsim.counts import storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject, settings_for
 from petsim.memory import memory_budget
 from petsim.model import SAMPLED_VIEWS, build_model, sampled_views
-from petsim.noise import noise_region
+from petsim.noise import TRUNCATED, noise_region
 from petsim.plan import Plan, plan_subject
 from petsim.settings import SimulationSettings
 from petsim.simulation import check_memory, simulate_plan
@@ -163,6 +163,8 @@ def _noise(plan: Plan, settings: SimulationSettings, budget: float) -> tuple[lis
     """Coefficient of variation by dose in a slab around the liver."""
     subject = plan.subject
     box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
+    if subject.provenance.get("truncated_fov"):
+        return None, TRUNCATED
     if box is None:
         return None, "none found"
     middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop - 1) // 2])

@@ -83,6 +83,15 @@ class _Summary:
         return self.provenance.get("full_dose") == "recorded"
 
     @property
+    def is_measured(self) -> bool:
+        """Real images at several doses, of which nobody told the counts."""
+        return self.provenance.get("full_dose") == "measured"
+
+    @property
+    def is_truncated(self) -> bool:
+        return bool(self.provenance.get("source", {}).get("truncated_fov"))
+
+    @property
     def realizations(self) -> int:
         return self.doses["prompts"].shape[1]
 
@@ -166,6 +175,8 @@ def _summarize(path: Path, split: str) -> _Summary:
         table = f.doses()
         if f.json("provenance").get("counts") == "unknown":
             table = {name: np.full(values.shape, np.nan) for name, values in table.items()}
+        if f.is_truncated:
+            table["liver_cov"] = np.full(table["liver_cov"].shape, np.nan)
         return _Summary(
             name=f.name, split=split, shape=tuple(int(n) for n in attributes["shape"]), spacing_mm=f.spacing_mm,
             suv_factor=f.suv_factor, drfs=f.drfs, doses=table, mode=str(doses["mode"]),
@@ -184,17 +195,19 @@ def _head(subjects: list[_Summary]) -> str:
         _warnings(subjects),
         _not_modeled(subjects),
         _full_dose_note(subjects),
+        _truncated_note(subjects),
         _scatter_note(subjects),
         "<h2>Dataset</h2>",
         html.facts(_dataset_facts(subjects)),
         _overview(subjects),
     ]
-    if len(subjects) > 1:
+    if len(subjects) > 1 and not all(s.is_measured for s in subjects):
         ladders = [s.ladder() for s in subjects]
         caption = f"All subjects. Points: measured in one sphere each; {_lines_text(first)}"
         parts.append(html.picture(figures.ladder_figure(ladders), "Counts and noise against DRF of all subjects", caption))
     if len(subjects) > ILLUSTRATED:
-        parts.append(_all_counts(subjects))
+        if not all(s.is_measured for s in subjects):
+            parts.append(_all_counts(subjects))
         parts.append(
             f"<p class=note>The first {ILLUSTRATED} of {len(subjects):,} subjects are illustrated below; "
             "the table above holds all of them.</p>"
@@ -227,7 +240,24 @@ def _not_modeled(subjects: list[_Summary]) -> str:
     )
 
 
+def _truncated_note(subjects: list[_Summary]) -> str:
+    names = [s.name for s in subjects if s.is_truncated]
+    if not names:
+        return ""
+    return (
+        f"<aside class=limit><h2>Cut off at the sides</h2><p>The body of {escape(', '.join(names))} reaches beyond its "
+        "image: what lies there neither scattered nor counted, so no noise is shown, and <code>petsim calibrate</code> and "
+        "<code>denoise evaluate</code> leave it out.</p></aside>"
+    )
+
+
 def _full_dose_note(subjects: list[_Summary]) -> str:
+    if any(s.is_measured for s in subjects):
+        return (
+            "<aside class=limit><h2>Real images</h2><p>Every dose is an image that a scanner made, its DRF as the source "
+            "names it. The source tells no counts, hence no NEC, and no attenuation; networks cannot be told the NEC. The "
+            "full dose is not noise-free truth.</p></aside>"
+        )
     if not any(s.source_is_full_dose for s in subjects):
         return ""
     return (
@@ -373,7 +403,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     shown = [figures.Shown(f"DRF {d:g}", _prompts(s, k), images[k][box]) for k, d in enumerate(s.drfs)]
     if s.source_is_full_dose:
         shown[0] = figures.Shown("DRF 1", "the source image", shown[0].image)
-    elif not s.is_recorded:
+    elif not (s.is_recorded or s.is_measured):
         subtitle = "noise-free" if noise_free is not None else "source image"
         shown.insert(0, figures.Shown("Reference", subtitle, reference[box]))
     center = _middle(activity[box]) if place is None else tuple(
@@ -385,7 +415,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
     cov = None if noise_free is None or place is None else coefficient_of_variation(noise_free, place, grid)
     how = str(s.provenance.get("noise_region", "unknown"))
     first = "source image (DRF 1) and every lower dose" if s.source_is_full_dose else "reference and every dose"
-    first = "every dose" if s.is_recorded else first
+    first = "every dose" if s.is_recorded or s.is_measured else first
     where = f"the center of the red circle, where noise is measured: {how}" if outline else "the middle of the activity"
     parts = [
         f"<section><h2>{escape(s.name)} <span class=tag>{escape(s.split)}</span></h2>",
@@ -398,26 +428,29 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
             figures.slice_figure(shown, s.spacing_mm, narrow, index, outline), f"Slices of {s.name}",
             f"Coronal, sagittal and axial slices through {where}. {_window_text(narrow)} A: front.",
         ),
-        f"<h3>Counts by dose</h3>{_count_table([s])}",
-        f"<p class=note>{escape(_count_note(s))}</p>",
-        html.picture(
-            figures.component_figure(s.components()), f"Trues, scatter, randoms and NEC against DRF of {s.name}",
-            f"DRF: {s.drf_means}. " + ("Mean of all realizations. " if s.realizations > 1 else "") +
-            "Left: counts; right: what part of the counts they are.",
-        ),
-        f"<h3>Noise and scale by dose</h3>{_noise_table(s, images, noise_free, place, grid, cov)}",
-        f"<p class=note>{escape(_noise_note(s, how))}</p>",
-        _inserted_note(s),
-        html.picture(
-            figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
-            f"Points: measured in one sphere, so COV scatters; {_lines_text(s)}",
-        ),
-        _corrections_section(s),
-        "<h3>Attenuation</h3>",
-        html.picture(
-            figures.mu_figure(images[0][box], mu[box], s.spacing_mm, narrow, index), f"Attenuation map of {s.name} on DRF 1",
-            f"mu-map (black 0, white {figures.MU_TOP:g} /cm) and its contours on DRF 1. Source of mu: {_mu_text(s)}.",
-        ),
+        *([] if s.is_measured else [
+            f"<h3>Counts by dose</h3>{_count_table([s])}",
+            f"<p class=note>{escape(_count_note(s))}</p>",
+            html.picture(
+                figures.component_figure(s.components()), f"Trues, scatter, randoms and NEC against DRF of {s.name}",
+                f"DRF: {s.drf_means}. " + ("Mean of all realizations. " if s.realizations > 1 else "") +
+                "Left: counts; right: what part of the counts they are.",
+            ),
+            f"<h3>Noise and scale by dose</h3>{_noise_table(s, images, noise_free, place, grid, cov)}",
+            f"<p class=note>{escape(_noise_note(s, how))}</p>",
+            _inserted_note(s),
+            html.picture(
+                figures.ladder_figure([s.ladder(cov)]), f"Counts and noise against DRF of {s.name}",
+                f"Points: measured in one sphere, so COV scatters; {_lines_text(s)}",
+            ),
+            _corrections_section(s),
+            "<h3>Attenuation</h3>",
+            html.picture(
+                figures.mu_figure(images[0][box], mu[box], s.spacing_mm, narrow, index),
+                f"Attenuation map of {s.name} on DRF 1",
+                f"mu-map (black 0, white {figures.MU_TOP:g} /cm) and its contours on DRF 1. Source of mu: {_mu_text(s)}.",
+            ),
+        ]),
         "<h3>Subject and source</h3>", html.facts(_subject_facts(s)), _lesions(s),
         f"<details><summary>Provenance</summary><pre>{escape(_pretty(s.provenance))}</pre></details></section>",
     ]  # fmt: skip
@@ -427,7 +460,7 @@ def _subject(f: SubjectFile, s: _Summary) -> str:
 def _noise_place(f: SubjectFile) -> tuple[slice, slice, slice] | None:
     """Where the stored noise was measured."""
     place = f.json("provenance").get("noise_sphere")
-    return None if place is None else (slice(*place[0]), slice(*place[1]), slice(*place[2]))
+    return None if place is None or f.is_truncated else (slice(*place[0]), slice(*place[1]), slice(*place[2]))
 
 
 def _middle(image: np.ndarray) -> tuple[int, ...]:
@@ -443,6 +476,8 @@ def _middle(image: np.ndarray) -> tuple[int, ...]:
 
 
 def _prompts(s: _Summary, dose: int) -> str:
+    if s.is_measured:
+        return "real image"
     return f"{s.doses['prompts'][dose, 0]:,} prompts"
 
 
@@ -452,6 +487,8 @@ def _window_text(window: figures.Window) -> str:
 
 def _mu_text(s: _Summary) -> str:
     source = str(s.provenance.get("mu_source", "unknown"))
+    if s.is_measured:
+        return "no map came with the images, which are corrected as the scanner did"
     return _MU_SOURCES.get(source, source)
 
 

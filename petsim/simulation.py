@@ -19,7 +19,7 @@ from petsim.dose_rates import DoseRates
 from petsim.emission import share_in_air
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.model import SAMPLED_VIEWS, build_model, expected_total
-from petsim.noise import coefficient_of_variation, noise_region, sphere
+from petsim.noise import TRUNCATED, coefficient_of_variation, noise_region, sphere
 from petsim.physics.sensitivity import sensitivity
 from petsim.plan import Plan, plan_subject
 from petsim.presets import OWN_PRESETS
@@ -222,7 +222,9 @@ def insert_noise(source: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
 def add_figures(result: Simulation, subject: Subject, duration_s: float) -> None:
     """Add dose figures and the measured noise to the count table."""
     box, how = noise_region(result.activity_bqml, result.labels, subject.label_names, result.grid)
-    result.provenance["noise_region"] = how if box is not None else "none found"
+    if subject.provenance.get("truncated_fov"):
+        box, how = None, TRUNCATED
+    result.provenance["noise_region"] = "none found" if box is None and how != TRUNCATED else how
     result.provenance["noise_sphere"] = None if box is None else [[b.start, b.stop] for b in box]
     activity, weight = subject.activity_at_scan_mbq(), subject.injection.weight_kg
     for row in result.counts:

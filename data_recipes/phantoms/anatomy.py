@@ -15,12 +15,15 @@ from data_recipes.phantoms.shapes import Box, Canvas, Profile, smooth_field, smo
 from data_recipes.phantoms.uptake import TISSUES, urine_suv
 
 BLEND_MM = 18.0
+# Skin of 3.3 and 2.3 kg (ICRP Publication 89), 1.09 g/mL, over 1.90 and 1.66 m2.
+SKIN_MM = {"M": 1.6, "F": 1.3}
 
 LABEL_NAMES = {
     0: "outside", 1: "body", 2: "fat", 3: "muscle", 4: "lung", 5: "liver", 6: "spleen", 7: "kidney",
     8: "renal_pelvis", 9: "stomach", 10: "bowel", 11: "bladder", 12: "myocardium", 13: "blood_pool", 14: "brain",
     15: "cerebellum", 16: "bone", 17: "marrow", 18: "skull", 19: "pancreas", 20: "gland", 21: "airway",
     22: "spinal_cord", 23: "pelvic_organ", 24: "breast", 25: "visceral_fat", 26: "fluid",
+    27: "skin",
 }  # fmt: skip
 LABEL = {name: value for value, name in LABEL_NAMES.items()}
 
@@ -102,8 +105,8 @@ def aligned(direction: np.ndarray) -> np.ndarray:
     return np.stack([first, np.cross(third, first), third])
 
 
-def draw(scene: Scene) -> None:
-    """Paint everything, from the outside in."""
+def draw(scene: Scene, skin: bool) -> None:
+    """Paint everything, from the outside in; with or without skin."""
     outline(scene)
     lungs_and_cavities(scene)
     abdomen(scene)
@@ -111,11 +114,30 @@ def draw(scene: Scene) -> None:
     skeleton(scene)
     pelvis(scene)
     head(scene)
+    surface(scene, SKIN_MM[scene.body.sex] if skin else 0.0)
+
+
+def surface(scene: Scene, skin_mm: float) -> None:
+    """Put skin around, and cut off what lies outside.
+
+    Skin is thinner than most voxels: these hold its part of activity and mu (partial volume), and the label goes by the
+    center, so that about `skin_mm / voxel` of the voxels at the surface have it, each of them mixed with air and fat.
+    """
     # Until here the world is solid fat, so that what lies under the skin is not thinned twice at the surface.
-    inside = scene.canvas.covered(scene.skin)
-    scene.canvas.suv *= inside
-    scene.canvas.mu *= inside
-    scene.canvas.labels[scene.skin > 0] = LABEL["outside"]
+    canvas = scene.canvas
+    inside = canvas.covered(scene.skin)
+    if skin_mm:
+        deep = scene.skin + np.float32(skin_mm)
+        under = canvas.covered(deep)
+        canvas.suv *= under
+        canvas.suv += (inside - under) * np.float32(scene.suv["skin"])
+        canvas.mu *= under
+        canvas.mu += (inside - under) * np.float32(TISSUES["skin"].mu_per_cm)
+        canvas.labels[deep > 0] = LABEL["skin"]
+    else:
+        canvas.suv *= inside
+        canvas.mu *= inside
+    canvas.labels[scene.skin > 0] = LABEL["outside"]
 
 
 def outline(scene: Scene) -> None:

@@ -16,7 +16,11 @@ LABEL_NAMES = {0: "outside", 1: "fluid", 2: "white_matter", 3: "gray_matter"}
 
 _HALF_MM = np.array([66.0, 84.0, 66.0])
 _CORTEX_MM, _FOLD_MM = 4.5, 26.0
-_SAMPLES = 3
+# Half of the places in a voxel where it is sampled, beside its center; the others are their mirror images. They are those of
+# the additive sequence of the root of x**4 = x + 1, all at different heights along every axis: on a regular lattice a
+# flat face between the hemispheres adds or loses a whole layer of samples, 1 to 3 % of all activity.
+_PAIRS = 13
+_ROOT = 1.2207440846057596
 # Centers and half-axes in mm of ventricles (fluid) and deep nuclei (gray), mirrored at the middle.
 _VENTRICLES = (((9.0, 4.0, 8.0), (6.0, 30.0, 10.0)),)
 _NUCLEI = (((13.0, -10.0, -4.0), (9.0, 14.0, 10.0)), ((26.0, 12.0, 0.0), (8.0, 20.0, 12.0)))
@@ -44,18 +48,17 @@ def brain_phantom(*, gray_bqml: float = 20_000.0, spacing_mm: tuple[float, float
         raise UsageError(f"gray_bqml must be positive, got {gray_bqml:g}; change it")
     shape = [int(np.ceil(2 * (h + 10.0) / d)) for h, d in zip(_HALF_MM, spacing_mm, strict=True)]
     grid = Grid.centered((shape[0], shape[1], shape[2]), spacing_mm)
-    offsets = [((np.arange(_SAMPLES) + 0.5) / _SAMPLES - 0.5) * d for d in spacing_mm]
+    half = (0.5 + np.arange(1, _PAIRS + 1)[:, None] * _ROOT ** -np.arange(1.0, 4.0)) % 1 - 0.5
+    offsets = np.concatenate([np.zeros((1, 3)), half, -half]) * spacing_mm
     level = np.array([0.0, 0.0, 1 / GRAY_TO_WHITE, 1.0])
     activity, mu = np.zeros(grid.shape), np.zeros(grid.shape)
     axes = [grid.axis_mm(a) for a in range(3)]
-    for dx in offsets[0]:
-        for dy in offsets[1]:
-            for dz in offsets[2]:
-                tissue = _tissue(axes[0] + dx, axes[1] + dy, axes[2] + dz)
-                activity += level[tissue]
-                mu += tissue > 0
-    activity = (activity * (gray_bqml / _SAMPLES**3)).astype(np.float32)
-    mu = (mu * (MU_PER_CM / _SAMPLES**3)).astype(np.float32)
+    for dx, dy, dz in offsets:
+        tissue = _tissue(axes[0] + dx, axes[1] + dy, axes[2] + dz)
+        activity += level[tissue]
+        mu += tissue > 0
+    activity = (activity * (gray_bqml / len(offsets))).astype(np.float32)
+    mu = (mu * (MU_PER_CM / len(offsets))).astype(np.float32)
     labels = _tissue(*axes).astype(np.uint8)
     digest = hashlib.sha256(activity.tobytes() + mu.tobytes() + labels.tobytes()).hexdigest()
     total_mbq = float(activity.sum(dtype=float)) * grid.voxel_ml * 1e-6

@@ -21,9 +21,10 @@ class Family:
     mirrored : bool
         Situs inversus: right and left are exchanged.
     closed : bool
-        Uptake of fat and muscle is scaled for each patient so that activity in the image, in the legs
-        below it and in voided urine is what was injected (less decay). The family "reference", older than this, is not
-        closed.
+        Uptake of tissues that are no organ is shifted for each patient, within its ranges, so that activity in the image,
+        in the legs below it and in voided urine is what was injected, less decay (`data_recipes.phantoms.budget`).
+    skin : bool
+        There is skin over the fat. The family "reference", older than both, is not closed and has none.
     held_out : bool
         Not for training: later tests ask for transfer to it.
     """
@@ -35,10 +36,11 @@ class Family:
     texture: float = 1.0
     mirrored: bool = False
     closed: bool = True
+    skin: bool = True
     held_out: bool = False
 
 
-REFERENCE = Family("reference", closed=False)
+REFERENCE = Family("reference", closed=False, skin=False)
 FAMILIES = {
     family.name: family
     for family in (
@@ -50,6 +52,8 @@ FAMILIES = {
         Family("mirrored", mirrored=True, held_out=True),
     )
 }
+DEFAULT = "balanced"
+"""The family that is drawn where none is named."""
 HELD_OUT_SHAPES = ("necrotic",)
 """Lesion shapes that are not for training."""
 

@@ -21,6 +21,8 @@ _ATLAS = "doi 10.1007/s11307-006-0075-y"
 _LIVER = "mean between doi 10.5812/iranjradiol.84881 (1.87 +- 0.41) and doi 10.2967/jnmt.119.233353 (3.0 +- 0.5)"
 _BLOOD = "liver/blood ratio of doi 10.2967/jnmt.119.233353 (3.0 : 2.4) and usual 1.4-2.2"
 _ASSUMED = "assumed"
+_SKIN = (_ASSUMED + "; as connective tissue, below the maxima 2.07 +- 0.53 (scalp) and 3.09 +- 1.04 (face) in "
+         "doi 10.1371/journal.pone.0249304; mu of 1.09 g/mL")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ TISSUES: dict[str, Tissue] = {
     "testis": Tissue(2.57, 0.22, 1.40, 4.0, 0.02, 0.096, "2.57 +- 0.56 in " + _ATLAS),
     "pelvic_organ": Tissue(1.20, 0.20, 0.80, 2.0, 0.04, 0.096, _ASSUMED + " (prostate, uterus)"),
     "breast": Tissue(0.70, 0.25, 0.40, 1.2, 0.08, 0.093, _ASSUMED),
+    "skin": Tissue(0.90, 0.12, 0.50, 1.50, 0.04, 0.105, _SKIN),
     "bladder": Tissue(14.0, 0.60, 5.0, 30.0, 0.0, 0.097, _ASSUMED + "; only its range is used, by `urine_suv`"),
     "air": Tissue(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, "exact"),
 }
@@ -101,6 +104,10 @@ def draw_suv(rng: np.random.Generator, bmi: float) -> dict[str, float]:
     shared = rng.standard_normal()
     drawn = {}
     for name, tissue in TISSUES.items():
+        if name == "skin":
+            # Collagen and blood, as other connective tissue: no draw of its own.
+            drawn[name] = float(np.clip(tissue.suv * drawn["body"] / TISSUES["body"].suv, tissue.low, tissue.high))
+            continue
         own = rng.standard_normal()
         z = _SHARED_WEIGHT * shared + (1.0 - _SHARED_WEIGHT**2) ** 0.5 * own if name in _SHARED else own
         sigma = np.log1p(tissue.spread**2) ** 0.5
@@ -123,15 +130,6 @@ def excreted_fraction(uptake_s: float) -> float:
     """
     minutes = uptake_s / 60.0
     return 0.24 * (0.25 * (1 - 0.5 ** (minutes / 12.0)) + 0.75 * (1 - 0.5 ** (minutes / 90.0)))
-
-
-def legs_fraction(suv: dict[str, float], mass_share: float) -> float:
-    """Part of the activity in the legs that the image leaves out, `mass_share` of the body's mass.
-
-    Legs are taken as 55 % muscle, 30 % fat, 8 % limb marrow and 7 % cortical bone by mass (assumed).
-    """
-    mixed = 0.55 * suv["muscle"] + 0.30 * suv["fat"] + 0.08 * suv["marrow_limb"] + 0.07 * suv["cortical_bone"]
-    return mass_share * mixed
 
 
 # Names of labels that stand for several tissues.

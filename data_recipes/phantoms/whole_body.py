@@ -11,10 +11,11 @@ from data_recipes.grid import Grid
 from data_recipes.isotopes import decay_factor, isotope
 from data_recipes.phantoms.anatomy import LABEL, LABEL_NAMES, Scene, draw
 from data_recipes.phantoms.body import REFERENCE_HEIGHT_MM, Body
-from data_recipes.phantoms.families import HELD_OUT_SHAPES, REFERENCE, family_named
+from data_recipes.phantoms.budget import close_budget
+from data_recipes.phantoms.families import DEFAULT, HELD_OUT_SHAPES, REFERENCE, family_named
 from data_recipes.phantoms.lesion_shapes import NECROTIC_SUV, REACH, SHAPES, LesionShape, lesion
 from data_recipes.phantoms.shapes import Canvas, smooth_field
-from data_recipes.phantoms.uptake import MASS_ATTENUATION_CM2_PER_G, TISSUES, draw_suv, excreted_fraction, legs_fraction
+from data_recipes.phantoms.uptake import MASS_ATTENUATION_CM2_PER_G, TISSUES, draw_suv
 from data_recipes.subject import Injection, Subject
 from data_recipes.units import suv_to_bqml
 
@@ -25,9 +26,6 @@ _LENGTH_MM = (860.0, 1022.0)
 _SPAN_MM = (500.0, 500.0, 1060.0)
 _SITES = ("liver", "lung", "mediastinal_node", "axillary_node", "pelvic_node", "bone")
 _SITE_ODDS = (0.24, 0.22, 0.20, 0.07, 0.09, 0.18)
-_REST = ("fat", "visceral_fat", "muscle", "breast")
-"""What is scaled to close the budget of activity."""
-_REST_SCALE = (0.7, 1.7)
 _NODES = {
     "mediastinal_node": ((18, -4, 396), (-24, 6, 392), (0, -16, 428), (40, -8, 430), (-44, -8, 420), (26, 12, 352)),
     "axillary_node": ((136, -4, 385), (128, 8, 405), (140, -18, 400)),
@@ -36,7 +34,7 @@ _NODES = {
 
 
 def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), mbq_per_kg: float = 3.0,
-               uptake_s: float = 3600.0, family: str = REFERENCE.name,
+               uptake_s: float = 3600.0, family: str = DEFAULT,
                lesions: LesionShape = "round") -> Subject:  # fmt: skip
     """A patient injected with FDG, as an image from above the vertex to mid-thigh.
 
@@ -81,12 +79,12 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
     rough = smooth_field(rng, grid, 24.0, _SPAN_MM)
     canvas = Canvas(grid, warp, rough)
     scene = Scene(canvas, body, suv, rng)
-    draw(scene)
+    draw(scene, kind.skin)
 
     mass_kg = float(canvas.mu.sum(dtype=np.float64)) * grid.voxel_ml / MASS_ATTENUATION_CM2_PER_G * 1e-3
     weight_kg = round(mass_kg / body.mass_share(), 1)
     if kind.closed:
-        _close_budget(scene, weight_kg, mass_kg, uptake_s)
+        close_budget(canvas, suv, weight_kg, mass_kg, uptake_s)
     _texture(canvas, kind.texture * smooth_field(rng, grid, 20.0, _SPAN_MM))
     found = _lesions(scene, lesions)
     if kind.mirrored:
@@ -96,7 +94,8 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
     at_scan_mbq = injected_mbq * decay_factor(isotope("F-18"), uptake_s)
     activity = canvas.suv
     activity *= np.float32(suv_to_bqml(at_scan_mbq, weight_kg))
-    names = LABEL_NAMES | {one["label"]: f"lesion_{i}_{one['site']}" for i, one in enumerate(found, start=1)}
+    painted = {value: name for value, name in LABEL_NAMES.items() if kind.skin or name != "skin"}
+    names = painted | {one["label"]: f"lesion_{i}_{one['site']}" for i, one in enumerate(found, start=1)}
     digest = hashlib.sha256()
     for array in (activity, canvas.mu, canvas.labels):
         digest.update(array.tobytes())
@@ -117,23 +116,10 @@ def whole_body(seed: int, *, spacing_mm: tuple[float, float, float] = (3.0, 3.0,
     )  # fmt: skip
 
 
-def phantom_name(seed: int, family: str = REFERENCE.name, lesions: str = "round") -> str:
-    """Name of a generated patient."""
+def phantom_name(seed: int, family: str = DEFAULT, lesions: str = "round") -> str:
+    """Name of a generated patient; "reference", the oldest family, goes without its name."""
     words = [family] * (family != REFERENCE.name) + [lesions] * (lesions != "round")
     return "-".join(["phantom", *words, f"{seed:04d}"])
-
-
-def _close_budget(scene: Scene, weight_kg: float, mass_kg: float, uptake_s: float) -> None:
-    """Scale uptake of what is no organ, so that the image, the legs and voided urine hold what was injected (less decay)."""
-    canvas = scene.canvas
-    rest = np.isin(canvas.labels, [LABEL[name] for name in _REST])
-    share = canvas.grid.voxel_ml / (weight_kg * 1e3)
-    in_rest = float(canvas.suv[rest].sum(dtype=np.float64)) * share
-    in_organs = float(canvas.suv.sum(dtype=np.float64)) * share - in_rest
-    urine = float(canvas.suv[canvas.labels == LABEL["bladder"]].sum(dtype=np.float64)) * share
-    legs = legs_fraction(scene.suv, 1 - mass_kg / weight_kg)
-    voided = max(excreted_fraction(uptake_s) - urine, 0.0)
-    canvas.suv[rest] *= np.float32(np.clip((1 - voided - in_organs) / (in_rest + legs), *_REST_SCALE))
 
 
 def _mirror(canvas: Canvas, found: list[dict[str, Any]]) -> None:

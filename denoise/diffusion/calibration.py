@@ -85,6 +85,9 @@ def cases_of_ladders(ladders: Sequence[Ladder], drfs: Sequence[float], reference
             raise UsageError(f"--drf: {ladder.name} holds {' '.join(f'{d:g}' for d in ladder.drfs)}, not {missing[0]:g}")
         if reference == "noise-free" and ladder.noise_free is None:
             raise DataError(f"{ladder.name}: measured data have no noise-free reference; calibrate with --target full")
+        if ladder.truncated:
+            raise DataError(f"{ladder.name}: the body is cut off at the sides of the image, which serves no figure of "
+                            "noise; give a dataset without it")  # fmt: skip
         images = {d: partial(ladder.image, ladder.drfs.index(d)) for d in drfs}
         first = ladder.reference if reference == "noise-free" else partial(ladder.image, 0)
         cases.append(Case(ladder.name, ladder.scanner, first, images, partial(_organs, ladder.images.path)))
@@ -371,7 +374,7 @@ def times_without_pairs(request: CalibrationRequest, out: Path) -> dict[str, Any
                 levels.setdefault(drf, []).append(noise_level(read_dose(path, request.units).suv).relative)
     if not levels:
         raise DataError(f"{request.real.name}: no image at the doses asked for; choose others with --drf")
-    ladders = read_split(request.data, "train", "full")[:MEASURED_ON]
+    ladders = [x for x in read_split(request.data, "train", "full") if not x.truncated][:MEASURED_ON]
     full = request.target == "full"
     references = [ladder.image(0) if full else ladder.reference() for ladder in ladders]
     times = match_levels(dict(sorted(levels.items())), references, request.schedule, request.scaling, request.seed)

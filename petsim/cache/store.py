@@ -197,6 +197,11 @@ class SubjectFile:
         return None if np.isnan(value) else value
 
     @property
+    def is_truncated(self) -> bool:
+        """The body is cut off at the sides of the image: it serves no figure of noise and no contest."""
+        return bool(self.json("provenance").get("source", {}).get("truncated_fov"))
+
+    @property
     def label_names(self) -> dict[int, str]:
         """Label to name of what it stands for; empty without labels."""
         text = str(self.dataset("truth/labels").attrs["names"]) if "truth/labels" in self.h5 else "{}"

@@ -38,12 +38,13 @@ def suv_of(subject):
 def test_activity_in_the_image_balances_with_what_was_injected(people):
     for subject in people:
         inside = subject.total_mbq() / subject.activity_at_scan_mbq()
-        assert 0.5 < inside < 0.95, f"{subject.name}: {inside:.2f} of the decayed injection lies in the image"
+        assert 0.5 < inside < 0.9, f"{subject.name}: {inside:.2f} of the decayed injection lies in the image"
 
 
 def test_injection_follows_the_parameters():
-    first = whole_body(1, spacing_mm=COARSE)
-    other = whole_body(1, spacing_mm=COARSE, mbq_per_kg=1.5, uptake_s=5400.0)
+    # In the other families more urine after a longer uptake leaves less to the body.
+    first = whole_body(1, spacing_mm=COARSE, family="reference")
+    other = whole_body(1, spacing_mm=COARSE, family="reference", mbq_per_kg=1.5, uptake_s=5400.0)
     assert first.injection.injected_mbq == pytest.approx(3.0 * first.injection.weight_kg)
     assert (other.injection.uptake_s, other.injection.duration_s, other.injection.isotope) == (5400.0, None, "F-18")
     ratio = 0.5 * decay_factor(isotope("F-18"), 1800.0)
@@ -138,7 +139,9 @@ def test_mu_matches_tissue(people):
         mu = subject.mu_per_cm
         wanted = {"lung": 0.027, "liver": 0.096, "fat": 0.090, "brain": 0.099, "bladder": 0.097, "muscle": 0.096}
         for name, value in wanted.items():
-            assert np.median(mu[mask(subject, name)]) == pytest.approx(value, rel=0.01), name
+            # Fat of the thin shares its voxels with skin and muscle.
+            rel = 0.02 if name == "fat" else 0.01
+            assert np.median(mu[mask(subject, name)]) == pytest.approx(value, rel=rel), name
         assert mu[subject.labels == 0].max() <= mu.max() / 2, "a voxel whose center is outside is at most half tissue"
         assert 0.10 < mu[mask(subject, "skull")].mean() < mu.max() <= 0.17
 
@@ -178,8 +181,9 @@ def test_lesions_are_where_the_list_says(people, fine):
             assert hottest <= lesion["suv"] * 1.001
             if lesion["diameter_mm"] > 3 * subject.grid.spacing_mm[0]:
                 assert hottest == pytest.approx(lesion["suv"], rel=0.02)
+                # A ball around a voxel's center holds 19 centers at a radius of 1.5 voxels, 4.5 pi (14.1) by its volume.
                 volume = inside.sum() * subject.grid.voxel_ml
-                assert volume == pytest.approx(np.pi / 6 * lesion["diameter_mm"] ** 3 * 1e-3, rel=0.5)
+                assert volume == pytest.approx(np.pi / 6 * lesion["diameter_mm"] ** 3 * 1e-3, rel=0.36)
     assert min(counts) == 0 and max(counts) >= 4
 
 

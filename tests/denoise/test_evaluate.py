@@ -18,7 +18,8 @@ from denoise import cli
 from denoise.apply import ApplyOptions, apply
 from denoise.conventions import over_doses
 from denoise.data import read_ladder
-from denoise.evaluate import evaluate, summarize
+from denoise.diffusion.calibration import cases_of_ladders
+from denoise.evaluate import evaluate, evaluate_subject, summarize
 from denoise.report import markdown
 from denoise.train import TrainSettings, train
 from petsim.cache.store import write_index, write_subject
@@ -287,3 +288,23 @@ def test_texture_of_noise_and_residual(evaluation):
     # White noise smoothed with a Gaussian of s = 0.5 voxels: exp(-1 / (4 s^2)) for one voxel, sampled a little more.
     assert 0.25 < at["identity"]["residual_correlation"] < 0.5
     assert set(evaluation.spectra) == {"identity", "gaussian", "non-local means", "residual"}
+
+
+def test_bodies_that_are_cut_off_serve_no_figure(run, tmp_path):
+    for k, cut in enumerate((False, True, False)):
+        made = record(f"toy-{k}", k)
+        source = {"source": {"truncated_fov": True}} if cut else {}
+        write_subject(tmp_path / f"toy-{k}.h5", replace(made, provenance=made.provenance | source))
+    write_index(tmp_path)
+    found = evaluate([run], tmp_path, "all", "cpu")
+    assert found.left_out == ("toy-1",) and {r["subject"] for r in found.rows} == {"toy-0", "toy-2"}
+    assert "Left out, since the body is cut off at the sides of the image: toy-1." in markdown(found, {})
+    with pytest.raises(DataError, match=r"^toy-1: the body is cut off[^\n]+leave the subject out$"):
+        evaluate_subject(tmp_path / "toy-1.h5", {})
+    with pytest.raises(DataError, match=r"^toy-1: the body is cut off[^\n]+$"):
+        cases_of_ladders([read_ladder(tmp_path / "toy-1.h5")], (4.0,), "full")
+    for k in (0, 2):
+        (tmp_path / f"toy-{k}.h5").unlink()
+    write_index(tmp_path)
+    with pytest.raises(DataError, match="in every subject of the split 'all'"):
+        evaluate([run], tmp_path, "all", "cpu")

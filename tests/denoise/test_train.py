@@ -402,3 +402,21 @@ def test_wrong_data(tmp_path):
     write_subject(tmp_path / "b.h5", record("b", 0, suv_factor=None))
     with pytest.raises(DataError, match="SUV"):
         read_ladder(tmp_path / "b.h5")
+
+
+def test_counts_that_nobody_knows_cannot_be_told(dataset, tmp_path):
+    """Real scans at several doses come without counts: NEC is not a number."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for k in range(3):
+        made = record(f"toy-{k}", k)
+        write_subject(folder / f"toy-{k}.h5", replace(made, doses=made.doses | {"nec": np.full((3, 2), np.nan)}))
+    write_index(folder)
+    told = replace(TINY, method="dose-conditioned", condition="nec")
+    with pytest.raises(DataError, match=r"^toy-[^\n]+noise-equivalent counts are not known[^\n]+--condition noise$"):
+        train(folder, tmp_path / "run", told, "cpu")
+    assert not (tmp_path / "run").exists()
+    train(dataset, tmp_path / "run", told, "cpu")
+    ladder = read_ladder(folder / "toy-0.h5")
+    with pytest.raises(DataError, match=r"^the noise-equivalent counts of an image are not known[^\n]+$"):
+        Denoiser.load(tmp_path / "run", "cpu")(ladder.image(1), ladder.spacing_mm, 4.0, float(ladder.log_nec_per_m[1, 0]))

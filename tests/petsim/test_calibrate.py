@@ -298,3 +298,19 @@ def test_bad_input_gives_one_line_and_no_files(tmp_path, petsim):
         for drf, image in images.items():
             write_nifti(tmp_path / "mixed" / f"Jane Doe {k}" / f"drf{drf:g}.nii", image, spacing)
     fails(tmp_path / "mixed", "subject-0002: voxels of 2 x 2 x 2 mm", "one scanner")
+
+
+def test_what_serves_no_figure_of_noise_is_left_out_or_refused(tmp_path, petsim):
+    made = record(SIMULATED, (4.0, 20.0), 0, "phantom-0")
+    cut = replace(made, name="phantom-1", provenance=made.provenance | {"source": {"truncated_fov": True}})
+    folder = write_dataset(tmp_path / "sim", [made, cut])
+    status, out, _ = petsim("calibrate", "--real", folder, "--out", tmp_path / "out")
+    assert status == 0 and out.startswith("simulated pairs: 1 subject,")
+    assert "warning: phantom-1 was left out: its body is cut off at the sides of the image" in out
+    alone = write_dataset(tmp_path / "cut", [cut])
+    status, _, error = petsim("calibrate", "--real", alone, "--out", tmp_path / "no")
+    one_line(status, error, "cut off at the sides")
+    real = write_dataset(tmp_path / "measured", [replace(made, provenance=made.provenance | {"full_dose": "measured"})])
+    status, _, error = petsim("calibrate", "--real", folder, "--sim", real, "--out", tmp_path / "no")
+    one_line(status, error, "--sim: measured holds real scans")
+    assert not (tmp_path / "no").exists()

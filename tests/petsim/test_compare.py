@@ -130,6 +130,15 @@ def test_command_takes_files_of_both_kinds(tmp_path, petsim):
     assert read_image(folder / "phantom-0.h5", 1.0).simulated
 
 
+def test_real_images_of_a_dataset_are_real_and_cut_bodies_refused(tmp_path):
+    made = record(MADE, (4.0,), 1, "one")
+    real = replace(made, provenance=made.provenance | {"full_dose": "measured"})
+    assert not read_image(write_dataset(tmp_path / "real", [real]) / "one.h5", 1.0).simulated
+    cut = replace(made, provenance=made.provenance | {"source": {"truncated_fov": True}})
+    with pytest.raises(DataError, match=r"^one.h5: the body is cut off at the sides[^\n]+$"):
+        read_image(write_dataset(tmp_path / "cut", [cut]) / "one.h5", 1.0)
+
+
 def test_bad_input_gives_one_line(tmp_path, petsim):
     folder = write_dataset(tmp_path / "sim", [record(replace(MADE, shape=(48, 48, 32)), (4.0,), 1, "phantom-0")])
     good = folder / "phantom-0.h5"

@@ -183,7 +183,7 @@ def test_other_settings_are_refused_unless_overwrite(reference, tmp_path):
     with pytest.raises(DataError, match="--overwrite"):
         make_dataset(other)
     make_dataset(other, overwrite=True)
-    assert [s["name"] for s in read_index(tmp_path / "set")["subjects"]] == ["phantom-50000"]
+    assert [s["name"] for s in read_index(tmp_path / "set")["subjects"]] == ["phantom-balanced-50000"]
 
 
 def test_more_subjects_can_be_added(reference, tmp_path):
@@ -270,12 +270,12 @@ def test_splits_do_not_depend_on_order_and_none_is_empty():
 
 def test_export_has_the_right_affine_values_and_names(reference, tmp_path):
     files = export_nifti(reference, tmp_path / "nifti", "suv")
-    assert "phantom-0000_drf-020_real-0.nii.gz" in files and "phantom-0000_noise-free.nii.gz" in files
-    with SubjectFile(reference / "phantom-0000.h5") as f:
-        image = nib.load(tmp_path / "nifti" / "phantom-0000_drf-020_real-0.nii.gz")
+    assert "phantom-balanced-0000_drf-020_real-0.nii.gz" in files and "phantom-balanced-0000_noise-free.nii.gz" in files
+    with SubjectFile(reference / "phantom-balanced-0000.h5") as f:
+        image = nib.load(tmp_path / "nifti" / "phantom-balanced-0000_drf-020_real-0.nii.gz")
         np.testing.assert_allclose(image.affine, f.affine, rtol=1e-6, atol=1e-4)
         np.testing.assert_allclose(image.get_fdata(), f.image(2) * f.suv_factor, rtol=1e-5, atol=1e-5)
-        labels = nib.load(tmp_path / "nifti" / "phantom-0000_labels.nii.gz")
+        labels = nib.load(tmp_path / "nifti" / "phantom-balanced-0000_labels.nii.gz")
         np.testing.assert_array_equal(np.asarray(labels.dataobj), f.h5["truth/labels"][()])
 
 

@@ -1,6 +1,7 @@
 """petsim recipes: real multi-dose scans become datasets, others subjects; nothing identifies anybody."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -76,7 +77,12 @@ def test_real_doses_become_a_dataset(petsim, tmp_path):
         ladder = found[min(found, key=lambda total, k=k: abs(total - suv_of(k, 1).sum()))]
         for place, drf in enumerate((1, 4, 20)):
             np.testing.assert_allclose(ladder.image(place), suv_of(k, drf), rtol=2e-3)
-    write_report(folder, tmp_path / "report.html")
+    page = write_report(folder, tmp_path / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", page.split("<h2>Dataset")[1].replace("data:image", ""))
+    assert "Every dose is an image that a scanner made" in page and " nan" not in text and "NaN" not in text
+    assert "not corrected" not in text and "Prompts are drawn" not in text and "thinned" not in text
+    status, out, error = petsim("calibrate", "--real", folder, "--out", tmp_path / "calibrated")
+    assert status == 0 and out.startswith("dataset of real scans: 4 subjects, DRF 4 20"), error
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert petsim("recipes", "prepare", "udpet", tmp_path / "data", "--out", tmp_path / "set")[0] == 0
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -397,3 +397,12 @@ def test_chromium_renders_the_page(tmp_path):
     assert warm.sum() > 5000, "the box of warnings"
     # Blue in the lower half of the page: the contours of mu and the plots, and a single line of text.
     assert (blue - red > 0.25)[1000:].sum() > 500, "the figures"
+
+
+def test_no_noise_is_shown_of_a_body_that_is_cut_off(tmp_path):
+    whole = provenance(noise_sphere=[[10, 13], [6, 9], [15, 22]])
+    text = page_of(tmp_path, record(provenance=whole)).read_text()
+    assert "3.0 %" in text and "Cut off at the sides" not in text
+    cut = record(provenance=whole | {"source": {"kind": "nifti", "truncated_fov": True}})
+    text = page_of(tmp_path, cut).read_text()
+    assert "3.0 %" not in text and "6.7 %" not in text and "The body of phantom-0000 reaches beyond its image" in text

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import pytest
 import petsim
 from data_recipes.contour import with_mu
 from data_recipes.errors import DataError, UsageError
+from data_recipes.grid import Grid
 from data_recipes.isotopes import effective_seconds, isotope
 from data_recipes.phantoms.analytic import cylinder, line_source
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
+from data_recipes.subject import Injection
 from petsim import counts
 from petsim.counts import draw_thinned, storage
 from petsim.dose import DoseLadder
@@ -23,7 +26,7 @@ from petsim.physics.normalization import crystal_efficiencies, normalization
 from petsim.plan import plan_subject
 from petsim.realizations import Realizations
 from petsim.settings import SimulationSettings
-from petsim.simulation import insert_noise, simulate_plan
+from petsim.simulation import add_figures, insert_noise, simulate_plan
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 
@@ -249,3 +252,20 @@ def test_noise_inserted_into_a_real_scan_is_that_of_nested_data(real_data):
         assert (noise**2).sum() / (full**2).sum() == pytest.approx(d - 1, rel=0.2)
         assert abs((noise * full).sum() / np.sqrt((noise**2).sum() * (full**2).sum())) < 0.12
     assert any("noise" in w and "--counts" in w for w in inserted.provenance["warnings"])
+
+
+def test_no_noise_is_measured_where_the_body_is_cut_off():
+    """Of the same images, with and without the flag."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(1.0, 0.1, (1, 1, 40, 40, 40)).astype(np.float32)
+    grid = Grid.centered((40, 40, 40), (4.0, 4.0, 4.0))
+    labels = np.ones((40, 40, 40), np.uint8)
+    for flagged in (False, True):
+        subject = SimpleNamespace(provenance={"truncated_fov": True} if flagged else {}, label_names={1: "liver"},
+                                  injection=Injection("F-18"), activity_at_scan_mbq=lambda: None)  # fmt: skip
+        result = SimpleNamespace(images=images, activity_bqml=images[0, 0], labels=labels, grid=grid, drfs=[1.0],
+                                 provenance={}, counts=[{"drf": 1.0, "realization": 0}])  # fmt: skip
+        add_figures(result, subject, 60.0)
+        (row,) = result.counts
+        assert (row["liver_cov"] is None) == flagged and (result.provenance["noise_sphere"] is None) == flagged
+    assert "cut off" in result.provenance["noise_region"]

@@ -5,24 +5,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_recipes.errors import UsageError
+from data_recipes.errors import DataError, UsageError
 from data_recipes.phantoms.analytic import cylinder
 from data_recipes.subject_file import write_subject_file
-from petsim.cache.store import sha256_of
-from petsim.dataset import Job, Request, check_request, configuration, jobs_of, load_subject
+from petsim.cache.store import sha256_of, write_subject
+from petsim.dataset import Job, Request, check_request, configuration, jobs_of, load_subject, make_dataset
+from tests.petsim.test_report import record
 
 USUAL = Request(out="")
 
 
-def test_datasets_of_usual_patients_keep_their_hash():
-    known = configuration(USUAL)
-    assert not {"family", "lesions", "insert_lesions"} & set(known)
+def test_datasets_of_usual_patients_keep_their_hash(tmp_path):
+    old = replace(USUAL, family="reference")
+    known = configuration(old)
+    assert not {"family", "lesions", "insert_lesions", "anatomy"} & set(known)
     other = configuration(replace(USUAL, family="heavy", lesions="irregular"))
     assert (other["family"], other["lesions"]) == ("heavy", "irregular")
-    assert {k: v for k, v in other.items() if k not in ("family", "lesions")} == known
-    assert sha256_of(other) != sha256_of(known)
-    assert [job.name for job in jobs_of(USUAL)][:2] == ["phantom-0000", "phantom-0001"]
+    assert {k: v for k, v in other.items() if k not in ("family", "lesions", "anatomy")} == known
+    assert configuration(USUAL)["family"] == "balanced" and "anatomy" in configuration(USUAL)
+    images = configuration(replace(USUAL, sources=("pet.nii",)))
+    assert not {"family", "anatomy"} & set(images)
+    assert [job.name for job in jobs_of(old)][:2] == ["phantom-0000", "phantom-0001"]
+    assert jobs_of(USUAL)[0].name == "phantom-balanced-0000"
     assert jobs_of(replace(USUAL, family="heavy", lesions="irregular"))[1].name == "phantom-heavy-irregular-0001"
+
+
+def test_a_dataset_of_the_old_default_says_how_to_go_on(tmp_path):
+    old = replace(USUAL, out=str(tmp_path), subjects=1, family="reference")
+    made = record("phantom-0000", configuration=configuration(old), configuration_sha256=sha256_of(configuration(old)))
+    write_subject(tmp_path / "phantom-0000.h5", made)
+    with pytest.raises(DataError) as caught:
+        make_dataset(replace(old, family="balanced"))
+    assert str(caught.value).endswith("its patients are those of --family reference")
+    assert [s["made"] for s in make_dataset(old)["subjects"]] == [False]
 
 
 @pytest.mark.parametrize(
