@@ -80,9 +80,9 @@ class MakeDataset:
     voxel_mm: float | None = None
     """Transaxial voxel of the images."""
     iterations: int | None = None
-    """OSEM iterations."""
+    """Iterations of OSEM, or of what the preset reconstructs with."""
     subsets: int | None = None
-    """OSEM subsets."""
+    """Subsets of them."""
     filter_mm: float | None = None
     """FWHM of the Gaussian post-filter."""
     no_psf: bool = False
@@ -294,9 +294,9 @@ class Reconstruct:
     voxel_mm: float | None = None
     """Transaxial voxel of the images, instead of the preset's."""
     iterations: int | None = None
-    """OSEM iterations, instead of the preset's."""
+    """Iterations, instead of the preset's."""
     subsets: int | None = None
-    """OSEM subsets, instead of the preset's."""
+    """Subsets, instead of the preset's."""
     filter_mm: float | None = None
     """FWHM of the Gaussian post-filter, instead of the preset's."""
     no_psf: bool = False

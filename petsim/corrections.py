@@ -167,7 +167,7 @@ def first_iteration(start: Reconstructor, data: Data, step: Callable[[], None]) 
     alone = max(1, round(WITHOUT_SCATTER * subsets))
     images = start.run(data, range(alone), step)
     first = refreshed(start, images, data, FIRST_POINT_MM)
-    images = first.run(data, range(alone, subsets), step, images)
+    images = first.run(data, range(alone, subsets), step, images, made=alone)
     second = refreshed(first, images, data)
     assert first.corrections.scatter is not None and second.corrections.scatter is not None
     table = first.corrections.scatter.mixed(second.corrections.scatter, RELAXATION)

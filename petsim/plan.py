@@ -98,10 +98,11 @@ class Plan:
         view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
         voxels = math.prod(self.grid.shape)
         fine = math.prod(self.simulation_grid.shape)
+        held = PARTS + (8 if self.preset.algorithm == "bsrem" else 6)
         return (
             350e6
             + view * (4 + doses / 2 + 2 * min(images, self.images_at_once))
-            + 4 * voxels * (images * (PARTS + 6) + (1 + live_fractions) * self.preset.subsets + 10)
+            + 4 * voxels * (images * held + (1 + live_fractions) * self.preset.subsets + 10)
             + 4 * fine * (4 + 2 * 4)
         )
 

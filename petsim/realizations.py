@@ -147,7 +147,7 @@ class Realizations:
                 recon, first = first_iteration(recon, data, step)
                 if left > 1:
                     raw, left = first, left - 1
-            raw = recon.finish(recon.run(data, order * left, step, raw))
+            raw = recon.finish(recon.run(data, order * left, step, raw, 0 if raw is None else len(order)))
             if listmode is not None:
                 self._write_events(listmode, number, recon, stream, ladder)
             return Realization(

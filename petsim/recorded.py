@@ -302,7 +302,7 @@ class _Recorded:
                 recon, first = first_iteration(recon, stream.read, step)
                 if left > 1:
                     raw, left = first, left - 1
-            images = recon.finish(recon.run(stream.read, order * left, step, raw))
+            images = recon.finish(recon.run(stream.read, order * left, step, raw, 0 if raw is None else len(order)))
             prompts = stream.totals()
         rows = self._rows(recon, prompts)
         views = np.arange(plan.layout.views)
@@ -372,7 +372,7 @@ def _provenance(
         "not_modeled": [],
         "layout": describe_layout(plan.layout),
         "reconstruction": {
-            "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
+            **preset.described(),
             "psf_fwhm_mm": list(scanner.given("resolution_fwhm_mm")) if settings.models_psf else None,
             "post_filter_fwhm_mm": preset.filter_mm, "corrections": "estimated",
             "normalization": how.get(options.normalization, "given"),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from data_recipes.errors import UsageError
-from petsim.presets import ALGORITHMS, GRIDS, PRESETS, Preset
+from petsim.presets import GRIDS, PRESETS, Preset
 
 DoseMode = Literal["thin", "window", "dose"]
 ScatterModel = Literal["simulated", "monte-carlo", "none"]
@@ -136,11 +136,6 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UsageError(f"--preset: '{self.preset}' is not known; known are {', '.join(PRESETS)}")
-        algorithm = PRESETS[self.preset].algorithm
-        if algorithm not in ALGORITHMS:
-            raise UsageError(
-                f"--preset {self.preset}: needs {algorithm.upper()}, which petsim does not have yet; take another"
-            )
         positive = ("duration_s", "counts", "fov_mm", "voxel_mm", "iterations", "subsets", "slab_mm", "realizations", "rays",
                     "photons", "truncation_mm")  # fmt: skip
         for name in positive:

@@ -305,7 +305,7 @@ def _provenance(
         "sensitivity": "published" if plan.scanner.sensitivity_cps_per_kbq else "predicted",
         "layout": describe_layout(plan.layout),
         "reconstruction": {
-            "algorithm": "OSEM", "iterations": preset.iterations, "subsets": preset.subsets,
+            **preset.described(),
             "psf_fwhm_mm": list(plan.scanner.given("resolution_fwhm_mm")) if settings.models_psf else None,
             "post_filter_fwhm_mm": preset.filter_mm,
             "corrections": settings.corrections,

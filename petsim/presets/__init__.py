@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from typing import Any
 
-ALGORITHMS = ("osem",)
+ALGORITHMS = ("osem", "bsrem")
 """Reconstructions that a preset can ask for and that are there."""
 
 LAYOUT = ("merge_transaxial", "merge_axial", "span", "merge_tof", "simulation_voxel_mm")
@@ -29,15 +29,15 @@ class Preset:
     simulation_voxel_mm : float
         The same for the grid on which phantoms are projected.
     iterations, subsets : int
-        Of OSEM.
+        Of the algorithm.
     filter_mm : float
         Full width at half maximum of the Gaussian post-filter.
     tof, psf : bool
         Use time of flight where the scanner has it, and model the point spread function.
     algorithm : str
-        What reconstructs.
+        One of `ALGORITHMS`: OSEM, or BSREM with the relative difference prior.
     beta : float, optional
-        Strength of a penalty, in the vendor's unit.
+        Strength of the prior, see `petsim.reconstruct.prior_weight`.
     """
 
     merge_transaxial: int
@@ -57,6 +57,11 @@ class Preset:
     def as_json(self) -> dict[str, Any]:
         """Values by name; those that came later are left out at their default, so that hashes of older datasets hold."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default or f.default is MISSING}
+
+    def described(self) -> dict[str, Any]:
+        """Algorithm, iterations, subsets and, with a prior, its strength; JSON types."""
+        known = {"algorithm": self.algorithm.upper(), "iterations": self.iterations, "subsets": self.subsets}
+        return known if self.beta is None else {**known, "beta": self.beta}
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,7 @@ def preset_lines() -> list[str]:
     """Presets as a text, every field with its source."""
     lines = []
     for name, entry in NAMED_PRESETS.items():
-        preset = PRESETS[name]
-        lacks = "" if preset.algorithm in ALGORITHMS else f" (needs {preset.algorithm.upper()}, which is not there yet)"
-        lines.append(f"{name}: {entry.title}{lacks}")
+        lines.append(f"{name}: {entry.title}")
         for source in dict.fromkeys(entry.sources.values()):
             given = [f"{key} = {entry.values[key]}" for key, own in entry.sources.items() if own == source]
             lines += [f"  {', '.join(given)}", f"      {source}"]
