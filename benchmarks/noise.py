@@ -18,7 +18,7 @@ from data_recipes.phantoms.families import REFERENCE
 from data_recipes.phantoms.whole_body import whole_body
 from data_recipes.readers.read import read_source
 from data_recipes.subject import Subject
-from petsim.noise import noise_region, sphere
+from petsim.noise import NO_FIGURE, noise_region, sphere
 from petsim.plan import plan_subject
 from petsim.settings import SimulationSettings
 from petsim.simulation import simulate_plan
@@ -30,7 +30,7 @@ DRFS = (4.0, 10.0, 20.0, 100.0)
 def measure(subject: Subject) -> dict[str, Any]:
     """Noise over realizations in the liver sphere, at every dose."""
     if subject.provenance.get("truncated_fov"):
-        raise DataError("the body is cut off at the sides of the image, which serves no figure of noise; give a whole image")
+        raise DataError(f"{NO_FIGURE}; give a whole image")
     box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
     assert box is not None
     middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop) // 2])

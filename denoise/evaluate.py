@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from denoise.regions import contrast_recovery, hot_blobs, missed_lesions, organ_
 from denoise.statistics import FEWEST_PATIENTS, bootstrap_interval, correct_lines, paired_wilcoxon
 from denoise.texture import edge_sharpness, local_sd
 from petsim.cache.store import SubjectFile, read_index
-from petsim.noise import body_mask, coefficient_of_variation, liver_sphere, sphere
+from petsim.noise import NO_FIGURE, body_mask, coefficient_of_variation, liver_sphere, sphere
 from petsim.noise_spectrum import (
     NoisePowerSpectrum,
     mean_frequency,
@@ -179,7 +180,7 @@ def evaluate(
     )
 
 
-_TRUNCATED = "the body is cut off at the sides of the image, which serves no figure of noise or contest,"
+_TRUNCATED = f"{NO_FIGURE} or contest,"
 
 
 def _is_truncated(path: Path) -> bool:
@@ -241,7 +242,7 @@ def tune_filters(data: Path, split: str) -> dict[str, dict[str, float]]:
     """
     chosen = _tuning_split(data, split)
     files = [data / s["file"] for s in read_index(data)["subjects"] if chosen in (s["split"], "all")]
-    ladders = [read_ladder(path) for path in [p for p in files if not _is_truncated(p)][:TUNED_ON]]
+    ladders = [read_ladder(path) for path in islice((p for p in files if not _is_truncated(p)), TUNED_ON)]
     if not ladders:
         raise DataError(f"{data.name}: {_TRUNCATED} in every subject of the split '{chosen}'; give whole images")
     clean = [ladder.reference() for ladder in ladders]

@@ -14,7 +14,7 @@ from data_recipes.grid import Grid
 from data_recipes.writers.like import read_volume, to_canonical
 from petsim.cache.store import SubjectFile, make_folder, whole_or_nothing
 from petsim.dose_pairs import Labels
-from petsim.noise import SPHERE_MM, body_mask, noise_region, sphere
+from petsim.noise import NO_FIGURE, SPHERE_MM, body_mask, noise_region, sphere
 from petsim.noise_covariance import FrequencyBins, lag_products, spectrum_of
 from petsim.noise_regions import Piece, Regions, organ_regions, pieces, place_regions
 
@@ -68,8 +68,7 @@ def read_image(path: Path, drf: float) -> Image:
         return Image(to_canonical(volume.values, volume), volume.canonical_spacing_mm, None, simulated=False)
     with SubjectFile(path) as f:
         if f.is_truncated:
-            raise DataError(f"{path.name}: the body is cut off at the sides of the image, which serves no figure of noise; "
-                            "give a whole image")  # fmt: skip
+            raise DataError(f"{path.name}: {NO_FIGURE}; give a whole image")
         if drf not in f.drfs:
             raise UsageError(f"--drf: {drf:g} is not in {path.name}, which has {', '.join(f'{d:g}' for d in f.drfs)}")
         values, labels = f.image(f.drfs.index(drf)), f.array("truth/labels")

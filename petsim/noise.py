@@ -9,8 +9,11 @@ from data_recipes.grid import Grid
 
 SPHERE_MM = 30.0
 """Diameter of the sphere in which the coefficient of variation is measured, the usual clinical liver sphere."""
-TRUNCATED = "none: the body is cut off at the sides of the image"
+CUT_OFF = "the body is cut off at the sides of the image"
+TRUNCATED = f"none: {CUT_OFF}"
 """Instead of a place where noise is measured: what lies beyond neither scattered nor counted."""
+NO_FIGURE = f"{CUT_OFF}, which serves no figure of noise"
+"""Why a subject is refused."""
 
 
 def body_mask(image: np.ndarray) -> np.ndarray:

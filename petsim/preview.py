@@ -162,9 +162,9 @@ def _seconds(work: Callable[[np.ndarray], Any], views: np.ndarray) -> float:
 def _noise(plan: Plan, settings: SimulationSettings, budget: float) -> tuple[list[float] | None, str]:
     """Coefficient of variation by dose in a slab around the liver."""
     subject = plan.subject
-    box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
     if subject.provenance.get("truncated_fov"):
         return None, TRUNCATED
+    box, how = noise_region(subject.activity_bqml, subject.labels, subject.label_names, subject.grid)
     if box is None:
         return None, "none found"
     middle = float(subject.grid.axis_mm(2)[(box[2].start + box[2].stop - 1) // 2])

@@ -168,15 +168,14 @@ class Reconstructor:
         if out is None:
             out = np.empty((images, len(views), *layout.shape[1:]), np.float32)
         survive = self.survival(views)
+        shared = scatter is not None and self.corrections.shares_scatter
         # From the last image to the first, whose place holds the scatter that all share until then.
         for k in reversed(range(images)):
-            rates = self.corrections.rates[first + k]
-            shared = self.corrections.shares_scatter
+            rates, source = self.corrections.rates[first + k], out[0 if shared else k]
             if scatter is None:
-                out[k] = 0
+                source[:] = 0
             elif not shared or k == images - 1:
-                scatter.at(layout, views, 0 if shared else first + k, out[0 if shared else k])
-            source = out[0] if shared and scatter is not None else out[k]
+                scatter.at(layout, views, 0 if shared else first + k, source)
             _background(source, np.float32(rates.counts_per_unit), self.in_bins.randoms(views, first + k), survive, out[k])
         return out
 

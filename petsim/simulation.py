@@ -224,7 +224,9 @@ def add_figures(result: Simulation, subject: Subject, duration_s: float) -> None
     box, how = noise_region(result.activity_bqml, result.labels, subject.label_names, result.grid)
     if subject.provenance.get("truncated_fov"):
         box, how = None, TRUNCATED
-    result.provenance["noise_region"] = "none found" if box is None and how != TRUNCATED else how
+    elif box is None:
+        how = "none found"
+    result.provenance["noise_region"] = how
     result.provenance["noise_sphere"] = None if box is None else [[b.start, b.stop] for b in box]
     activity, weight = subject.activity_at_scan_mbq(), subject.injection.weight_kg
     for row in result.counts:

@@ -20,7 +20,7 @@ from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout
 from petsim.gpu import Gpu, fill
-from petsim.projectors.listmode import Events, ListmodeProjector, Tof, pair_order
+from petsim.projectors.listmode import Events, ListmodeProjector, Tof
 from petsim.projectors.sinogram import TOF_CDF, SinogramProjector
 
 SOURCE = Path(__file__).with_name("joseph.cu")
@@ -321,7 +321,7 @@ class CudaListmodeProjector:
         self.grid, self.tof, self.support = grid, tof, cpu.support
         self._parameters = _new_parameters(LISTMODE, grid, center_mm, float(support_mm or 0.0), tof)
         # Sorted by geometry, neighboring threads read neighboring voxels.
-        order = pair_order(events, len(crystal_xy_mm))
+        order = np.arange(len(events)) if cpu._events.order is None else cpu._events.order
         assert events.doses is not None
         address = np.stack([events.crystal1, events.ring1, events.crystal2, events.ring2])
         self._arrays = {

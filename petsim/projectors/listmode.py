@@ -138,33 +138,41 @@ def pair_order(events: Events, crystals: int) -> np.ndarray:
     DataError
         Too many events.
     """
-    swap = events.crystal1 > events.crystal2
-    low, high = np.where(swap, events.crystal2, events.crystal1), np.where(swap, events.crystal1, events.crystal2)
+    key = _pair_keys(events, crystals)
+    # Sorting numbers with the index in their last bits is ten times faster than argsort.
+    index_bits = len(events).bit_length()
+    key = key << index_bits | np.arange(len(events), dtype=np.uint64)
+    return (np.sort(key) & (1 << index_bits) - 1).astype(np.int64)
+
+
+def _pair_keys(events: Events, crystals: int) -> np.ndarray:
+    """Numbers that rise in the order of `pair_order`, uint64 (events,), with room for an index beside them."""
+    low, high, _ = _ends(events)
     bits = (crystals - 1).bit_length()
+    if 2 * bits + 8 + len(events).bit_length() > 64:
+        raise DataError(f"events: {len(events)} are too many for {crystals} crystals a ring; project them in portions")
     crystal, spread = np.arange(crystals, dtype=np.uint64), np.zeros(crystals, np.uint64)
     for bit in range(bits):
         spread |= (crystal >> bit & 1) << (2 * bit)
-    pair = spread[low] << 1 | spread[high]
-    index_bits = len(events).bit_length()
-    if 2 * bits + 8 + index_bits > 64:
-        raise DataError(f"events: {len(events)} are too many for {crystals} crystals a ring; project them in portions")
-    # Sorting numbers with the index in their last bits is ten times faster than argsort.
-    key = (pair << 8 | 255 - events.doses) << index_bits | np.arange(len(events), dtype=np.uint64)
-    return (np.sort(key) & (1 << index_bits) - 1).astype(np.int64)
+    return (spread[low] << 1 | spread[high]) << 8 | 255 - events.doses
+
+
+def _ends(events: Events) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lower and the higher crystal of every event, and whether the first one is the higher."""
+    swap = events.crystal1 > events.crystal2
+    return np.where(swap, events.crystal2, events.crystal1), np.where(swap, events.crystal1, events.crystal2), swap
 
 
 def _sort(events: Events, crystals: int, tof_bins: int) -> _Sorted:
     """Sort as `pair_order` says."""
-    order = pair_order(events, crystals)
-    if np.array_equal(order, np.arange(len(order))):
-        order = None
-    else:
+    key, order = _pair_keys(events, crystals), None
+    if (key[1:] < key[:-1]).any():
+        order = pair_order(events, crystals)
         events = events.taken(order)
-    swap = events.crystal1 > events.crystal2
-    low, high = np.where(swap, events.crystal2, events.crystal1), np.where(swap, events.crystal1, events.crystal2)
+    low, high, swap = _ends(events)
     new = np.ones(len(events) + 1, bool)
     new[1:-1] = (np.diff(low) != 0) | (np.diff(high) != 0)
-    starts = np.flatnonzero(new[: len(events) + 1] if len(events) else new[:1])
+    starts = np.flatnonzero(new)
     first = starts[:-1]
     rings = np.stack([events.ring1, events.ring2], axis=1)
     rings[swap] = rings[swap, ::-1]
@@ -232,6 +240,8 @@ class ListmodeProjector:
         self._events = _sort(events, len(self._xy), tof.bins if tof else 0)
         counts = np.diff(self._events.starts)
         self._many = bool(counts.size and counts.max() > kernels.FLUSH)
+        in_dose = len(self) - np.cumsum(np.bincount(self._events.doses, minlength=256))
+        self._parts = np.maximum(1, np.ceil(PARTS * in_dose / max(1, len(self)))).astype(np.int64)
 
         center = grid.center_mm if center_mm is None else center_mm
         x0, y0, z0 = (o - c for o, c in zip(grid.origin_mm, center, strict=True))
@@ -312,8 +322,7 @@ class ListmodeProjector:
               background: np.ndarray) -> np.ndarray:  # fmt: skip
         """Back project; returns images (doses, x, y, z)."""
         cells = int(np.prod(self._padded_shape)) + kernels.LANES
-        share = np.array([np.count_nonzero(self._events.doses > d) for d in range(doses)]) / max(1, len(self))
-        parts = np.maximum(1, np.ceil(PARTS * share)).astype(np.int64)
+        parts = self._parts[:doses]
         backs = np.zeros((parts.sum(), cells), np.float32)
         self._project(mode, parts, images, values, weight, background, backs)
         out = np.empty((doses, *self.grid.shape), np.float32)
