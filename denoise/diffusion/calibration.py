@@ -21,6 +21,7 @@ from denoise.diffusion.signature import Case, measure, ratios_of_doses
 from denoise.noise_level import noise_level
 from denoise.scaling import Scaling, Transform
 from petsim.cache.store import SubjectFile, make_folder, whole_or_nothing
+from petsim.noise import NO_FIGURE
 
 FORMAT = "petsim-anchors 1"
 Reference = Literal["noise-free", "full"]
@@ -86,8 +87,7 @@ def cases_of_ladders(ladders: Sequence[Ladder], drfs: Sequence[float], reference
         if reference == "noise-free" and ladder.noise_free is None:
             raise DataError(f"{ladder.name}: measured data have no noise-free reference; calibrate with --target full")
         if ladder.truncated:
-            raise DataError(f"{ladder.name}: the body is cut off at the sides of the image, which serves no figure of "
-                            "noise; give a dataset without it")  # fmt: skip
+            raise DataError(f"{ladder.name}: {NO_FIGURE}; give a dataset without it")
         images = {d: partial(ladder.image, ladder.drfs.index(d)) for d in drfs}
         first = ladder.reference if reference == "noise-free" else partial(ladder.image, 0)
         cases.append(Case(ladder.name, ladder.scanner, first, images, partial(_organs, ladder.images.path)))
@@ -375,6 +375,8 @@ def times_without_pairs(request: CalibrationRequest, out: Path) -> dict[str, Any
     if not levels:
         raise DataError(f"{request.real.name}: no image at the doses asked for; choose others with --drf")
     ladders = [x for x in read_split(request.data, "train", "full") if not x.truncated][:MEASURED_ON]
+    if not ladders:
+        raise DataError(f"{request.data.name}: {NO_FIGURE}, in every training subject; give whole images")
     full = request.target == "full"
     references = [ladder.image(0) if full else ladder.reference() for ladder in ladders]
     times = match_levels(dict(sorted(levels.items())), references, request.schedule, request.scaling, request.seed)

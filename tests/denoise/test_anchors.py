@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 from data_recipes.errors import DataError, UsageError
+from denoise.data import read_split
 from denoise.diffusion.anchors import digest_of, shares_of
 from denoise.diffusion.calibration import (
     CalibrationRequest,
@@ -260,6 +261,15 @@ def test_without_pairs(tmp_path, dataset):
     assert read_calibration(tmp_path / "unpaired.json").anchors.drfs == (10.0,)
     with pytest.raises(UsageError, match="--unpaired"):
         times_without_pairs(request(real=folder), tmp_path / "unpaired.json")
+
+
+def test_bodies_that_are_cut_off_are_no_reference_without_pairs(tmp_path, dataset, monkeypatch):
+    folder = write_challenge(tmp_path / "scans", 2)
+    cut = [replace(ladder, truncated=True) for ladder in read_split(dataset, "train", "full")]
+    monkeypatch.setattr("denoise.diffusion.calibration.read_split", lambda *given: cut)
+    with pytest.raises(DataError, match=r"cut off at the sides[^\n]+give whole images$"):
+        times_without_pairs(request(data=dataset, real=folder, units="suv", drf=(10.0,)), tmp_path / "unpaired.json")
+    assert not (tmp_path / "unpaired.json").exists()
 
 
 def test_colored_process_matches_what_it_was_measured_on():
