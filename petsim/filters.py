@@ -27,49 +27,67 @@ def gaussian(image: np.ndarray, fwhm_mm: tuple[float, float, float], spacing_mm:
     ndarray
         float32 (x, y, z).
     """
-    out = np.ascontiguousarray(image, np.float32)
-    for axis, (fwhm, spacing) in enumerate(zip(fwhm_mm, spacing_mm, strict=True)):
-        if fwhm <= 0:
-            continue
-        sigma = fwhm / _FWHM_PER_SIGMA / spacing
-        half = math.ceil(4 * sigma)
-        edges = (np.arange(-half, half + 2) - 0.5) / (sigma * math.sqrt(2))
-        kernel = np.diff([math.erf(e) for e in edges])
-        kernel = (kernel / kernel.sum()).astype(np.float32)
-        shape = out.shape
-        view = out.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-        result = np.empty_like(view)
-        (_convolve_last if axis == 2 else _convolve_middle)(view, kernel, result)
-        out = result.reshape(shape)
-    return out if out is not image else image.copy()
+    kernels = [_kernel(fwhm / spacing) for fwhm, spacing in zip(fwhm_mm, spacing_mm, strict=True)]
+    out = np.empty(image.shape, np.float32)
+    _convolve(np.ascontiguousarray(image, np.float32), *kernels, out)
+    return out
 
 
-@nb.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz", "arcp"})
-def _convolve_middle(image, kernel, out):
-    half = kernel.size // 2
-    n = image.shape[1]
-    for task in nb.prange(image.shape[0] * n):
-        a, i = task // n, task % n
-        row = out[a, i]
-        row[:] = np.float32(0)
-        for k in range(max(0, i - half), min(n, i + half + 1)):
-            w = kernel[k - i + half]
-            source = image[a, k]
-            for j in range(row.size):
-                row[j] += w * source[j]
+def _kernel(fwhm_voxels: float) -> np.ndarray:
+    """Of one axis, of odd length."""
+    if fwhm_voxels <= 0:
+        return np.ones(1, np.float32)
+    sigma = fwhm_voxels / _FWHM_PER_SIGMA
+    half = math.ceil(4 * sigma)
+    edges = (np.arange(-half, half + 2) - 0.5) / (sigma * math.sqrt(2))
+    kernel = np.diff([math.erf(e) for e in edges])
+    return (kernel / kernel.sum()).astype(np.float32)
 
 
-@nb.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz", "arcp"})
-def _convolve_last(image, kernel, out):
-    half = kernel.size // 2
-    n = image.shape[1]
-    for a in nb.prange(image.shape[0]):
-        padded = np.zeros(n + 2 * half, np.float32)
-        padded[half : half + n] = image[a, :, 0]
-        row = np.zeros(n, np.float32)
-        for k in range(kernel.size):
-            w = kernel[k]
-            source = padded[k : k + n]
-            for j in range(n):
-                row[j] += w * source[j]
-        out[a, :, 0] = row
+_BLOCK = 2048
+"""Voxels that stay in the innermost cache."""
+
+_FAST = {"contract", "nsz", "arcp"}
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+def _add_rows(weights, rows, first, stride, out):
+    """out += sum over k of weights[k] x the row of `rows` (flat) that begins at first + k stride, in their order."""
+    n, size, k = weights.size, out.size, 0
+    # Five at once, since `out` is read and written each time.
+    while k + 5 <= n:
+        at = first + k * stride
+        a, b, c = rows[at : at + size], rows[at + stride :][:size], rows[at + 2 * stride :][:size]
+        d, e = rows[at + 3 * stride :][:size], rows[at + 4 * stride :][:size]
+        wa, wb, wc, wd, we = weights[k], weights[k + 1], weights[k + 2], weights[k + 3], weights[k + 4]
+        for i in range(size):
+            out[i] = out[i] + wa * a[i] + wb * b[i] + wc * c[i] + wd * d[i] + we * e[i]
+        k += 5
+    for j in range(k, n):
+        a, wa = rows[first + j * stride :][:size], weights[j]
+        for i in range(size):
+            out[i] += wa * a[i]
+
+
+@nb.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
+def _convolve(image, along_x, along_y, along_z, out):
+    """All axes of a slab while it is in the cache."""
+    nx, ny, nz = image.shape
+    hx, hy, hz = along_x.size // 2, along_y.size // 2, along_z.size // 2
+    flat, size = image.reshape(-1), ny * nz
+    for task in nb.prange(nx):
+        x = np.int64(task)  # numba's own is unsigned.
+        slab, rows = np.zeros(size + 2 * hy * nz, np.float32), np.zeros(size, np.float32)
+        low, high = max(0, x - hx), min(nx, x + hx + 1)
+        for first in range(0, size, _BLOCK):
+            last = min(first + _BLOCK, size)
+            to = slab[hy * nz + first : hy * nz + last]
+            _add_rows(along_x[low - x + hx : high - x + hx], flat, low * size + first, size, to)
+        for first in range(0, size, _BLOCK):
+            _add_rows(along_y, slab, first, nz, rows[first : min(first + _BLOCK, size)])
+        padded = np.zeros(nz + 2 * hz, np.float32)
+        for y in range(ny):
+            padded[hz : hz + nz] = rows[y * nz : (y + 1) * nz]
+            to = out[x, y]
+            to[:] = np.float32(0)
+            _add_rows(along_z, padded, 0, 1, to)

@@ -1,5 +1,6 @@
 """The projector of list-mode events on an image grid."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -246,13 +247,14 @@ class ListmodeProjector:
         center = grid.center_mm if center_mm is None else center_mm
         x0, y0, z0 = (o - c for o, c in zip(grid.origin_mm, center, strict=True))
         self.support = support_mask(grid, center_mm, support_mm)
-        self._padded_shape = tuple(n + 2 * kernels.PAD for n in grid.shape)
+        padded = [n + 2 * kernels.PAD for n in grid.shape]
+        self._cells = math.prod(padded) + kernels.LANES
         self._space = kernels.Space(
             shape=np.array(grid.shape, np.int64),
             voxel_mm=np.array(grid.spacing_mm, np.float64),
             origin_mm=np.array([x0, y0, z0], np.float64),
-            stride_x=self._padded_shape[1] * self._padded_shape[2],
-            stride_y=self._padded_shape[2],
+            stride_x=padded[1] * padded[2],
+            stride_y=padded[2],
             support_mm=float(support_mm or 0.0),
             tof_bins=tof.bins if tof else 0,
             tof_bin_mm=float(tof.bin_mm) if tof else 0.0,
@@ -296,21 +298,13 @@ class ListmodeProjector:
         """Images (doses, x, y, z), each flat with zeros around it and behind it, axially copies of the outermost planes."""
         if images.ndim != 4 or images.shape[1:] != self.grid.shape:
             raise ValueError(f"images have shape {images.shape}, the projector's grid {self.grid.shape}")
-        out = np.zeros((len(images), int(np.prod(self._padded_shape)) + kernels.LANES), np.float32)
-        for image, flat in zip(images, out, strict=True):
-            np.multiply(image, self.support, out=self._inside(flat), casting="same_kind")
-            whole = self._whole(flat)
-            whole[..., kernels.PAD - 1], whole[..., -kernels.PAD] = whole[..., kernels.PAD], whole[..., -kernels.PAD - 1]
+        out = np.empty((len(images), self._cells), np.float32)
+        kernels.pad(np.ascontiguousarray(images, np.float32), self._in_support(), self._space, out)
         return out
 
-    def _whole(self, flat: np.ndarray) -> np.ndarray:
-        """View of a padded flat image."""
-        return flat[: -kernels.LANES].reshape(self._padded_shape)
-
-    def _inside(self, flat: np.ndarray) -> np.ndarray:
-        """View of the image in a padded flat one."""
-        pad = slice(kernels.PAD, -kernels.PAD)
-        return self._whole(flat)[pad, pad, pad]
+    def _in_support(self) -> np.ndarray:
+        """bool (x, y)."""
+        return np.broadcast_to(self.support[..., 0], self.grid.shape[:2])
 
     def _project(self, mode: int, parts: np.ndarray, images: np.ndarray, values: np.ndarray, weight: np.ndarray,
                  background: np.ndarray, backs: np.ndarray) -> None:  # fmt: skip
@@ -321,13 +315,12 @@ class ListmodeProjector:
     def _back(self, mode: int, doses: int, images: np.ndarray, values: np.ndarray, weight: np.ndarray,
               background: np.ndarray) -> np.ndarray:  # fmt: skip
         """Back project; returns images (doses, x, y, z)."""
-        cells = int(np.prod(self._padded_shape)) + kernels.LANES
         parts = self._parts[:doses]
-        backs = np.zeros((parts.sum(), cells), np.float32)
+        backs = np.zeros((parts.sum(), self._cells), np.float32)
         self._project(mode, parts, images, values, weight, background, backs)
         out = np.empty((doses, *self.grid.shape), np.float32)
         first = np.concatenate([[0], np.cumsum(parts)])
-        kernels.sum_parts(backs, first, np.broadcast_to(self.support[..., 0], self.grid.shape[:2]), self._space, out)
+        kernels.sum_parts(backs, first, self._in_support(), self._space, out)
         return out
 
     def forward(self, images: np.ndarray) -> np.ndarray:

@@ -437,6 +437,27 @@ def project(mode, tasks, pairs, starts, crystal_xy, ring_z, rings, tof_bin, dose
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
+def pad(images, support, space, out):
+    """Fill padded flat images from (doses, x, y, z), with zeros where `support` (x, y) does not hold."""
+    doses, nx, ny, nz = images.shape
+    slabs = nx + 2 * PAD
+    for task in nb.prange(doses * slabs):
+        d, x = task // slabs, np.int64(task % slabs) - PAD
+        begin = np.int64(x + PAD) * space.stride_x
+        slab = out[d, begin : begin + space.stride_x]
+        slab[:] = _F32(0)
+        if x == nx - 1 + PAD:
+            out[d, begin + space.stride_x :] = _F32(0)
+        if not 0 <= x < nx:
+            continue
+        for y in range(ny):
+            if support[x, y]:
+                at = (y + PAD) * space.stride_y + PAD
+                slab[at : at + nz] = images[d, x, y]
+                slab[at - 1], slab[at + nz] = slab[at], slab[at + nz - 1]
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
 def sum_parts(backs, first, support, space, images):
     """Fill images (doses, x, y, z) with sums of `backs` where `support` holds, elsewhere with zeros.
 
