@@ -104,7 +104,7 @@ def ladder_case(scanner: Scanner, preset: str, counts: float, repeats: int, mode
     calls: dict[str, Callable[[], Any]] = {}
     for doses, name in ((1, "one"), (len(DRFS), "five")):
         recon = Reconstructor(plan, projector_class("numba"), oracle(plan, model, doses))
-        calls[f"sinogram_{name}_s"] = partial(recon.run, data(doses), [0])
+        calls[f"sinogram_{name}_s"] = partial(recon.run, recon.em_back(data(doses)), [0])
         start = time.process_time()
         calls[f"listmode_{name}_s"] = listmode_update(plan, recon, drawn[:doses], views)
         found[f"sort_{name}_s"] = time.process_time() - start
@@ -138,7 +138,7 @@ def peer_times(plan: Plan, model: Any, data: Callable, views: np.ndarray, found:
     recon.__dict__.update(Reconstructor(plan, SinogramProjector, oracle(plan, model, 1)).__dict__)
     theirs = projector_class("parallelproj")(plan.layout, plan.grid, plan.center_mm, plan.fov_mm / 2)
     recon._projector, recon.plan = theirs, one
-    seconds = seconds_of(1, update=lambda: recon.run(data(1), [0]))["update"] * len(views)
+    seconds = seconds_of(1, update=lambda: recon.run(recon.em_back(data(1)), [0]))["update"] * len(views)
     return {"parallelproj": version, "parallelproj_one_s": seconds,
             "five_over_parallelproj_one": found["sinogram_five_s"] / seconds}  # fmt: skip
 

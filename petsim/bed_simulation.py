@@ -170,6 +170,7 @@ def _provenance(
         **first,
         "reconstruction": {
             **first["reconstruction"],
+            "from_events_drf": sorted({d for one in made for d in one.provenance["reconstruction"]["from_events_drf"]}),
             "by_realization": [_over_beds(parts) for parts in zip(*found, strict=True)],
         },
         "rates": [_mean_rates(rates) for rates in zip(*(one.provenance["rates"] for one in made), strict=True)],

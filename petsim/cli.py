@@ -609,6 +609,8 @@ def _make_dataset(command: MakeDataset) -> dict[str, Any]:
     for subject in result["subjects"]:
         counts = ", ".join(f"DRF {d}: {n:,}" for d, n in subject.get("counts", {}).items())
         print(f"{subject['name']}: {counts or 'already there'}")
+        if by_events := subject.get("from_events_drf"):
+            print(f"  updated from events (list mode), which costs less: DRF {', '.join(f'{d:g}' for d in by_events)}")
         for warning in subject.get("warnings", []):
             print(f"  warning: {warning}")
     print("projections: {}, {}".format(*choose_backend(command.backend, command.device)))
@@ -807,7 +809,8 @@ def _reconstruct(command: Reconstruct) -> dict[str, Any]:
             command.source, Path(command.out), settings, read, memory_budget(command.memory_gb), report
         )  # fmt: skip
     for image in result["images"]:
-        print(f"{image['file']}: {image['prompts']:,} prompts")
+        way = "list mode" if image["from_events"] else "the sinogram"
+        print(f"{image['file']}: {image['prompts']:,} prompts, updated from {way}, which costs less")
         for warning in image["warnings"]:
             print(f"  warning: {warning}")
     print(f"projections: {backend}, {reason}")

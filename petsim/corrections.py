@@ -165,9 +165,9 @@ def first_iteration(start: Reconstructor, data: Data, step: Callable[[], None]) 
     """
     subsets = start.plan.preset.subsets
     alone = max(1, round(WITHOUT_SCATTER * subsets))
-    images = start.run(data, range(alone), step)
+    images = start.run(start.em_back(data), range(alone), step)
     first = refreshed(start, images, data, FIRST_POINT_MM)
-    images = first.run(data, range(alone, subsets), step, images, made=alone)
+    images = first.run(first.em_back(data), range(alone, subsets), step, images, made=alone)
     second = refreshed(first, images, data)
     assert first.corrections.scatter is not None and second.corrections.scatter is not None
     table = first.corrections.scatter.mixed(second.corrections.scatter, RELAXATION)

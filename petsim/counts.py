@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,10 +11,15 @@ import numpy as np
 
 from petsim.dose import DoseLadder
 from petsim.plan import Plan
+from petsim.projectors.choose import choose_backend
+from petsim.recon.cost import event_cost
 from petsim.settings import SimulationSettings
 
 Place = Literal["memory", "disk", "redrawn"]
 """Where counts wait for the next iteration; redrawn: nowhere, they are drawn anew."""
+
+EVENT_BYTES = 40
+"""That an event takes when its dose is updated from events."""
 
 SPARSE_BYTES = 5
 """Bytes a count takes when only those that are not zero are held."""
@@ -33,11 +38,18 @@ class Storage:
         "memory", "disk" or "redrawn".
     counts_bytes, expected_bytes : float
         What counts and expected counts take in memory.
+    from_events : tuple of int
+        Doses that are updated from their events, see `petsim.event_updates`.
     """
 
     counts: Place
     counts_bytes: float
     expected_bytes: float
+    from_events: tuple[int, ...] = ()
+
+    def drfs_from_events(self, drfs: Sequence[float]) -> list[float]:
+        """Dose reduction factors of the doses that are updated from events."""
+        return [drfs[k] for k in self.from_events]
 
 
 def storage(plan: Plan, settings: SimulationSettings, noise_free: bool, level: float, budget: float) -> Storage:
@@ -56,12 +68,40 @@ def storage(plan: Plan, settings: SimulationSettings, noise_free: bool, level: f
     drfs = settings.ladder()
     least = plan.bytes_needed(len(drfs) + noise_free, len(drfs), settings.live_fractions)
     bins = float(np.prod(plan.layout.shape))
+    left = plan.preset.iterations - (settings.corrections == "estimated" and settings.scatter != "none")
+    from_events = doses_from_events(plan, settings, [level / d for d in drfs], left)
     counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
-    if least + counts > budget:
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        return Storage("disk" if counts < DISK_SHARE * free else "redrawn", 0.0, 0.0)
+    counts += sum(EVENT_BYTES * level / drfs[k] for k in from_events)
+    place = place_for(counts, budget - least)
+    if place != "memory":
+        return Storage(place, 0.0, 0.0, from_events)
     expected = 4 * bins if noise_free or settings.realizations > 1 else 0.0
-    return Storage("memory", counts, expected if least + counts + expected <= budget else 0.0)
+    return Storage(place, counts, expected if least + counts + expected <= budget else 0.0, from_events)
+
+
+def place_for(wanted: float, room: float) -> Place:
+    """Where so many bytes are held while there is room for so many in memory."""
+    if wanted <= room:
+        return "memory"
+    return "disk" if wanted < DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free else "redrawn"
+
+
+def doses_from_events(
+    plan: Plan, settings: SimulationSettings, prompts: Sequence[float], iterations: int
+) -> tuple[int, ...]:
+    """Doses that cost less to update from their events than from all bins.
+
+    Parameters
+    ----------
+    plan, settings
+    prompts : sequence of float
+        By dose.
+    iterations : int
+        After those that find scatter; 0 counts as 1, since an only iteration is done again once scatter is found.
+    """
+    if choose_backend(settings.backend)[0] != "numba":
+        return ()
+    return tuple(k for k, counts in enumerate(prompts) if event_cost(plan.layout, counts, max(iterations, 1)) < 1)
 
 
 def draw_thinned(ladder: DoseLadder, expected: np.ndarray, views: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -144,10 +184,16 @@ class CountStream:
         if self._file is not None:
             self._file.close()
 
-    def read(self, views: np.ndarray) -> Iterator[np.ndarray]:
+    def read(self, views: np.ndarray, doses: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """Counts of a group of views, float32 (n, views, radial, tof, plane), some doses at a time in their order.
 
         The next ones may overwrite them: fresh memory for every group would cost as much as filling it.
+
+        Parameters
+        ----------
+        views : ndarray of int
+        doses : sequence of int, optional
+            The only ones that are read, ascending. Stacks hold neighbors only.
         """
         group = views.tobytes()
         drawn: Any
@@ -159,8 +205,8 @@ class CountStream:
                 self._totals[group] = _totals(counts.reshape(len(counts), len(views), -1))
             if self._place != "redrawn":
                 self._held[group] = [_Packed(np.asarray(c), self._file) for c in counts]
-        for first in range(0, len(drawn), self._at_once):
-            some = drawn[first : first + self._at_once]
+        for part in _runs(range(len(drawn)) if doses is None else doses, self._at_once):
+            some = drawn[part]
             out = self._buffer((len(some), *some[0].shape))
             for target, one in zip(out, some, strict=True):
                 if isinstance(one, _Packed):
@@ -177,6 +223,17 @@ class CountStream:
     def totals(self) -> np.ndarray:
         """int64 (dose,): counts in all views that were read."""
         return np.sum(list(self._totals.values()), axis=0)
+
+
+def _runs(places: Sequence[int], longest: int) -> list[slice]:
+    """Slices of neighbors that hold ascending places."""
+    runs: list[slice] = []
+    for place in places:
+        if runs and runs[-1].stop == place and place - runs[-1].start < longest:
+            runs[-1] = slice(runs[-1].start, place + 1)
+        else:
+            runs.append(slice(place, place + 1))
+    return runs
 
 
 class _Packed:
@@ -198,7 +255,7 @@ class _Packed:
             values, places = np.empty(nonzero, flat.dtype), np.empty(nonzero, np.uint32)
             _compress(flat, values, places)
             arrays = [values, places]
-        self._parts = [_InMemory(a) if file is None else _InFile(a, file) for a in arrays]
+        self._parts = [_InMemory(a) if file is None else InFile(a, file) for a in arrays]
 
     def unpack_into(self, out: np.ndarray) -> None:
         """Write all values to a float32 array of one dimension."""
@@ -217,7 +274,9 @@ class _InMemory:
         return self._array
 
 
-class _InFile:
+class InFile:
+    """An array at the end of an open file."""
+
     def __init__(self, array: np.ndarray, file: Any) -> None:
         self._file, self._count, self._dtype = file, array.size, array.dtype
         self._at = file.seek(0, 2)

@@ -384,6 +384,7 @@ def _told(subject: Subject, result: Any) -> dict[str, Any]:
         "name": subject.name,
         "made": True,
         "counts": {f"{row['drf']:g}": row["prompts"] for row in result.counts if row["realization"] == 0},
+        "from_events_drf": result.provenance["reconstruction"]["from_events_drf"],
         "warnings": result.provenance["warnings"],
     }
 

@@ -27,9 +27,9 @@ def gaussian(image: np.ndarray, fwhm_mm: tuple[float, float, float], spacing_mm:
     ndarray
         float32 (x, y, z).
     """
-    kernels = [_kernel(fwhm / spacing) for fwhm, spacing in zip(fwhm_mm, spacing_mm, strict=True)]
+    x, y, z = (_kernel(fwhm / spacing) for fwhm, spacing in zip(fwhm_mm, spacing_mm, strict=True))
     out = np.empty(image.shape, np.float32)
-    _convolve(np.ascontiguousarray(image, np.float32), *kernels, out)
+    _convolve(np.ascontiguousarray(image, np.float32), x, y, z, out)
     return out
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from petsim.acquisition import COMPONENTS, AcquisitionModel
 from petsim.beds import BedPlan, plan_beds
-from petsim.counts import storage
+from petsim.counts import Storage, storage
 from petsim.dataset import Request, bytes_on_disk, jobs_of, load_subject, settings_for
 from petsim.memory import memory_budget
 from petsim.model import SAMPLED_VIEWS, build_model, sampled_views
 from petsim.noise import TRUNCATED, noise_region
 from petsim.plan import Plan, plan_subject
+from petsim.recon.cost import event_cost
 from petsim.settings import SimulationSettings
 from petsim.simulation import check_memory, simulate_plan
 
@@ -59,7 +60,7 @@ def preview(request: Request) -> dict[str, Any]:
     prompts = expected.sum(axis=1)
     held = storage(plan, settings, noise_free, float(prompts[0]), budget)
     least = plan.bytes_needed(len(doses) + noise_free, len(doses), settings.live_fractions)
-    seconds = _estimated_seconds(plan, model, settings, held.counts != "redrawn", building)
+    seconds = _estimated_seconds(plan, model, settings, held, float(prompts[0]), building)
     # Estimated corrections take a rough reconstruction of all positions first.
     seconds *= len(plans) * (2 if len(plans) > 1 and settings.corrections == "estimated" else 1)
     noise, region = None, "not measured for several bed positions"
@@ -87,6 +88,7 @@ def preview(request: Request) -> dict[str, Any]:
         "seconds_per_subject": round(seconds, 1),
         "memory_gb": round((least + held.counts_bytes + held.expected_bytes) / 1e9, 2),
         "counts_held_in": held.counts,
+        "from_events_drf": held.drfs_from_events(doses),
         "disk_mb_per_subject": round(bytes_on_disk(scan, request) / 1e6, 1),
         "warnings": list(scan.warnings),
     }
@@ -124,7 +126,7 @@ def expected_counts(model: AcquisitionModel, mode: str) -> np.ndarray:
 
 
 def _estimated_seconds(
-    plan: Plan, model: AcquisitionModel, settings: SimulationSettings, keep_counts: bool, building: float
+    plan: Plan, model: AcquisitionModel, settings: SimulationSettings, held: Storage, level: float, building: float
 ) -> float:
     """Time of a subject on this machine, from a few views that are done now and the time that the model took."""
     views = np.linspace(0, plan.layout.views - 1, 4).astype(int)
@@ -144,9 +146,12 @@ def _estimated_seconds(
     images = len(settings.ladder()) + (not plan.subject.is_noisy)
     estimates = SCATTER_ESTIMATES if settings.corrections == "estimated" and model.scatter is not None else 0
     iterations = max(2, plan.preset.iterations) if estimates else plan.preset.iterations
-    passes = 1 if keep_counts else iterations
+    passes = iterations if held.counts == "redrawn" else 1
+    # A dose that is updated from events goes through all bins only while scatter is found.
+    left = iterations - (1 if estimates else 0)
+    saved = sum(1 - event_cost(plan.layout, level / drf, left) for drf in held.drfs_from_events(settings.ladder()))
     # Drawing and moving counts costs about as much again as the forward projection.
-    a_view = 2 * forward * passes + (back + behind) * images * iterations
+    a_view = 2 * forward * passes + (back + behind) * (images * iterations - saved * left)
     return building + settings.realizations * (plan.layout.views * a_view + estimates * building)
 
 

@@ -3,7 +3,7 @@
 What realizations share (expected counts, sensitivities) is kept from one to the next.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from petsim.acquisition import COMPONENTS, AcquisitionModel
 from petsim.corrections import Estimator, differences, drawn_delayeds, first_iteration, oracle
 from petsim.counts import CountStream, Storage, draw_by_component, draw_thinned
 from petsim.dose import DoseLadder
+from petsim.event_updates import cheapest
 from petsim.physics.randoms import DelayedWindow
 from petsim.plan import Plan
 from petsim.reconstruct import Corrections, Reconstructor, Surroundings
@@ -131,8 +132,8 @@ class Realizations:
         order = list(range(plan.preset.subsets))
         with CountStream(partial(self._recording.draw, ladder), self._storage.counts, plan.images_at_once) as stream:
 
-            def data(views: np.ndarray) -> Iterator[np.ndarray]:
-                yield from stream.read(views)
+            def data(views: np.ndarray, images: Sequence[int] = range(wanted)) -> Iterator[np.ndarray]:
+                yield from stream.read(views, [k for k in images if k < len(drfs)])
                 if noise_free:
                     yield self._recording.expected(views)[None]
 
@@ -147,7 +148,8 @@ class Realizations:
                 recon, first = first_iteration(recon, data, step)
                 if left > 1:
                     raw, left = first, left - 1
-            raw = recon.finish(recon.run(data, order * left, step, raw, 0 if raw is None else len(order)))
+            with cheapest(recon, data, stream, self._storage) as em_back:
+                raw = recon.finish(recon.run(em_back, order * left, step, raw, 0 if raw is None else len(order)))
             if listmode is not None:
                 self._write_events(listmode, number, recon, stream, ladder)
             return Realization(

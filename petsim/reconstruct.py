@@ -18,7 +18,7 @@ from petsim.physics.singles import DetectorAreas
 from petsim.plan import Plan
 from petsim.projectors.contract import SinogramOperator
 from petsim.recon.bsrem import bsrem
-from petsim.recon.osem import is_seen, osem
+from petsim.recon.osem import EmBack, is_seen, osem
 from petsim.recon.relative_difference import RelativeDifference
 
 PRIOR_UNIT = 2e-6
@@ -185,9 +185,40 @@ class Reconstructor:
             return image
         return gaussian(image, self._psf_mm, self.plan.grid.spacing_mm)
 
+    def em_back(self, data: Callable[[np.ndarray], Iterable[np.ndarray]], images: Sequence[int] | None = None) -> EmBack:
+        """What `run` takes, of sinograms.
+
+        Parameters
+        ----------
+        data : callable
+            Views -> stacks (n, views, ...) of counts, which together make up the images.
+        images : sequence of int, optional
+            Ascending: those that are given and asked for, neighbors in every stack. None: all.
+        """
+        chosen = range(len(self.corrections.rates)) if images is None else images
+        # Fresh memory for every group would cost as much as filling it.
+        buffers: dict[tuple[int, int], np.ndarray] = {}
+
+        def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
+            sums = self._projector.new_sums(len(chosen))
+            prepared = self._projector.prepare(blurred)
+            for views in self.groups(subset):
+                first = 0
+                for stack in data(views):
+                    part = slice(first, first + len(stack))
+                    shape = (len(stack), len(views))
+                    if shape not in buffers:
+                        buffers[shape] = np.empty((*shape, *self.plan.layout.shape[1:]), np.float32)
+                    more = self.background(views, chosen[first], len(stack), buffers[shape])
+                    self._projector.add_em_back(sums[part], views, stack, prepared[part], more)
+                    first += len(stack)
+            return self._projector.image_of(sums)
+
+        return em_back
+
     def run(
         self,
-        data: Callable[[np.ndarray], Iterable[np.ndarray]],
+        em_back: EmBack,
         order: Sequence[int],
         step: Callable[[], None] = lambda: None,
         start: np.ndarray | None = None,
@@ -197,8 +228,8 @@ class Reconstructor:
 
         Parameters
         ----------
-        data : callable
-            Views -> stacks (n, views, ...) of counts, which together make up all images.
+        em_back : callable
+            Of all images, from sinograms (`em_back`) or otherwise.
         order : sequence of int
             Subsets, one an update.
         step : callable
@@ -213,27 +244,8 @@ class Reconstructor:
         ndarray
             float32 (images, x, y, z), still with the constants of the counts.
         """
-        images = len(self.corrections.rates)
-        # Fresh memory for every group would cost as much as filling it.
-        buffers: dict[tuple[int, int], np.ndarray] = {}
-
-        def em_back(subset: int, blurred: np.ndarray) -> np.ndarray:
-            sums = self._projector.new_sums(images)
-            prepared = self._projector.prepare(blurred)
-            for views in self.groups(subset):
-                first = 0
-                for stack in data(views):
-                    part = slice(first, first + len(stack))
-                    shape = (len(stack), len(views))
-                    if shape not in buffers:
-                        buffers[shape] = np.empty((*shape, *self.plan.layout.shape[1:]), np.float32)
-                    more = self.background(views, first, len(stack), buffers[shape])
-                    self._projector.add_em_back(sums[part], views, stack, prepared[part], more)
-                    first += len(stack)
-            return self._projector.image_of(sums)
-
         if start is None:
-            start = np.broadcast_to(self.inside.astype(np.float32), (images, *self.plan.grid.shape))
+            start = np.broadcast_to(self.inside.astype(np.float32), (len(self.corrections.rates), *self.plan.grid.shape))
 
         def told(updates: int, images: np.ndarray) -> None:
             step()

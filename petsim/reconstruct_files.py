@@ -72,6 +72,7 @@ def reconstruct_files(
             sidecar = {**_bids(subject.injection), "petsim": {"preset": settings.preset, **result.provenance}}
             temporary.write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         made.append({"name": subject.name, "file": file, "prompts": result.counts[0]["prompts"],
+                     "from_events": bool(result.provenance["reconstruction"]["from_events_drf"]),
                      "warnings": result.provenance["warnings"]})  # fmt: skip
     return {"images": made}
 

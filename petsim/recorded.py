@@ -13,8 +13,9 @@ from data_recipes.contour import read_ct, read_mu
 from data_recipes.errors import DataError, UsageError
 from data_recipes.subject import Injection, Subject
 from petsim.corrections import first_iteration
-from petsim.counts import CountStream
+from petsim.counts import EVENT_BYTES, CountStream, Storage, doses_from_events, place_for
 from petsim.dose_rates import DoseRates, dose_rates
+from petsim.event_updates import cheapest
 from petsim.geometry.pair_bins import PairBins
 from petsim.geometry.scanner import scanner_names
 from petsim.geometry.sinogram import TOF_SIGMAS, SinogramLayout, fitting_grid, preset_layout, tof_bins_for
@@ -28,7 +29,7 @@ from petsim.rawdata.efficiencies import FanCounts, estimate_efficiencies
 from petsim.rawdata.events import Header, Listmode, rings_of
 from petsim.rawdata.formats import open_listmode
 from petsim.rawdata.lower_dose import Delayeds, acceptance, merged_tof, singles_of, within
-from petsim.rawdata.recorded_counts import EVENT_BYTES, RecordedCounts
+from petsim.rawdata.recorded_counts import RECORDED_BYTES, RecordedCounts
 from petsim.rawdata.thin import Ladder, levels_of, select
 from petsim.reconstruct import Corrections, Reconstructor
 from petsim.settings import ESTIMATE, ReadOptions, SimulationSettings
@@ -54,7 +55,7 @@ def preview_recorded(path: Path, settings: SimulationSettings, options: ReadOpti
     for block in source.blocks():
         late = np.count_nonzero(block.events["is_delayed"])
         counts += len(block.events) - late, late
-    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions) + EVENT_BYTES * int(counts[0])
+    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions) + RECORDED_BYTES * int(counts[0])
     return {
         "subject": plan.subject.name, "scanner": plan.scanner.name, "fields": sorted(header.fields),
         "start_s": header.start_s, "duration_s": header.duration_s, "prompts": int(counts[0]), "delayeds": int(counts[1]),
@@ -215,6 +216,7 @@ class _Made:
     rows: list[dict[str, Any]]
     sinogram: np.ndarray | None
     scales: list[dict[str, Any]]
+    from_events: list[float]
     rates: tuple[DoseRates, ...]
 
 
@@ -243,6 +245,7 @@ class _Recorded:
             given = read_efficiencies(Path(options.normalization), plan.scanner.is_real())
         dead = None if given is None else given == 0
         self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen, dead)
+        self._storage = self._event_storage(budget_bytes - needed - RECORDED_BYTES * len(self._counts.within))
         if number == 0 and "delayeds" in source.header.fields and not delayeds[0].counts.any():
             warnings.append("not one delayed was found: randoms are not corrected")
         rates = self._estimated_rates(source.header, window, [d.counts for d in delayeds])
@@ -257,6 +260,17 @@ class _Recorded:
             warnings.append(
                 f"{100 * share:.1f} % of the prompts lie outside the {plan.fov_mm:g} mm field of view or in dead crystals"
             )
+
+    def _event_storage(self, room: float) -> Storage:
+        prompts = self._counts.prompts().tolist()
+        left = self._plan.preset.iterations - self._finds_scatter
+        from_events = doses_from_events(self._plan, self._settings, prompts, left)
+        return Storage(place_for(EVENT_BYTES * sum(prompts[k] for k in from_events), room), 0.0, 0.0, from_events)
+
+    @property
+    def _finds_scatter(self) -> bool:
+        mu = self._plan.subject.mu_per_cm
+        return self._settings.scatter != "none" and mu is not None and bool(mu.any())
 
     def _estimated_rates(self, header: Header, window: DelayedWindow, delayeds: list[np.ndarray]) -> tuple[DoseRates, ...]:
         """Rates by dose with singles from that dose's delayeds."""
@@ -288,8 +302,7 @@ class _Recorded:
         corrections = Corrections(mu, self._efficiencies, self._rates, self._areas)
         recon = Reconstructor(plan, projector_class(settings.backend), corrections, settings.models_psf)
         preset, order = plan.preset, list(range(plan.preset.subsets))
-        finds_scatter = settings.scatter != "none" and bool(mu.any())
-        updates, done = preset.subsets * (max(2, preset.iterations) if finds_scatter else preset.iterations), 0
+        updates, done = preset.subsets * (max(2, preset.iterations) if self._finds_scatter else preset.iterations), 0
 
         def step() -> None:
             nonlocal done
@@ -298,16 +311,18 @@ class _Recorded:
 
         with CountStream(self._counts.draw, "redrawn", plan.images_at_once) as stream:
             raw, left = None, preset.iterations
-            if finds_scatter:
+            if self._finds_scatter:
                 recon, first = first_iteration(recon, stream.read, step)
                 if left > 1:
                     raw, left = first, left - 1
-            images = recon.finish(recon.run(stream.read, order * left, step, raw, 0 if raw is None else len(order)))
+            with cheapest(recon, stream.read, stream, self._storage) as em_back:
+                images = recon.finish(recon.run(em_back, order * left, step, raw, 0 if raw is None else len(order)))
             prompts = stream.totals()
         rows = self._rows(recon, prompts)
         views = np.arange(plan.layout.views)
         return _Made(images, rows, self._counts.draw(views) if keep_sinogram else None,
-                     list(recon.corrections.scatter_scales), self._rates)  # fmt: skip
+                     list(recon.corrections.scatter_scales), self._storage.drfs_from_events(settings.ladder()),
+                     self._rates)  # fmt: skip
 
     def _rows(self, recon: Reconstructor, prompts: np.ndarray) -> list[dict[str, Any]]:
         """Counts by dose: prompts as recorded in the field of view, scatter and randoms as estimated, trues the rest."""
@@ -376,6 +391,7 @@ def _provenance(
             "psf_fwhm_mm": list(scanner.given("resolution_fwhm_mm")) if settings.models_psf else None,
             "post_filter_fwhm_mm": preset.filter_mm, "corrections": "estimated",
             "normalization": how.get(options.normalization, "given"),
+            "from_events_drf": made[0].from_events,
             "by_realization": [{"scatter_scales": m.scales} for m in made],
         },
         "rates": describe_rates(made[0].rates),

@@ -14,7 +14,7 @@ from data_recipes.resample import resample, resample_labels
 from data_recipes.subject import Subject
 from petsim.acquisition import AcquisitionModel
 from petsim.corrections import Estimator
-from petsim.counts import storage
+from petsim.counts import Storage, storage
 from petsim.dose_rates import DoseRates
 from petsim.emission import share_in_air
 from petsim.geometry.sinogram import SinogramLayout
@@ -137,7 +137,7 @@ def simulate_plan(
         labels=None if subject.labels is None else resample_labels(subject.labels, subject.grid, plan.grid),
         counts=[row for number, one in enumerate(made) for row in _count_rows(settings, drfs, number, one)],
         sinograms=[one.sinogram for one in made if one.sinogram is not None] if keep_sinograms else None,
-        provenance=_provenance(plan, settings, model, draws.estimator, [one.corrections for one in made]),
+        provenance=_provenance(plan, settings, model, draws.estimator, [one.corrections for one in made], store),
     )
     add_figures(result, subject, plan.duration_s)
     if settings.full_dose == "source":
@@ -293,7 +293,7 @@ def describe_rates(rates: tuple[DoseRates, ...]) -> list[dict[str, Any]]:
 
 def _provenance(
     plan: Plan, settings: SimulationSettings, model: AcquisitionModel, estimator: Estimator | None,
-    found: list[dict[str, Any]],
+    found: list[dict[str, Any]], store: Storage,
 ) -> dict[str, Any]:  # fmt: skip
     preset = plan.preset
     missing = [name for name, off in (("scatter", settings.scatter == "none"), ("randoms", settings.randoms == "none"),
@@ -313,6 +313,7 @@ def _provenance(
             "corrections": settings.corrections,
             "mu_mismatch": None if estimator is None else estimator.mismatch.describe(),
             "normalization_drift": 0.0 if estimator is None else settings.drift,
+            "from_events_drf": store.drfs_from_events(settings.ladder()),
             "by_realization": found,
         },
         "forward": {

@@ -115,7 +115,7 @@ def _scan(scanner: Scanner, voxel_mm: float, iterations: int, subject: Subject) 
             held[group] = model.expected(views)[None]
         return [held[group]]
 
-    raw = reconstructor.run(expected, list(range(plan.preset.subsets)) * plan.preset.iterations)
+    raw = reconstructor.run(reconstructor.em_back(expected), list(range(plan.preset.subsets)) * plan.preset.iterations)
     return reconstructor.finish(raw)[0], grid
 
 

@@ -12,7 +12,7 @@ from petsim.geometry.sinogram import SinogramLayout
 from petsim.rawdata.events import Listmode
 from petsim.rawdata.thin import Levels
 
-EVENT_BYTES = 5
+RECORDED_BYTES = 5
 """That an event takes in memory."""
 
 Seen = Callable[[np.ndarray, np.ndarray], None]
@@ -89,9 +89,9 @@ class RecordedCounts:
             bins = bins_of(block.events)
             outside += _count_views(block.events, bins, per_view, starts)
         total = int(starts[-1])
-        if EVENT_BYTES * total > budget_bytes:
+        if RECORDED_BYTES * total > budget_bytes:
             raise DataError(
-                f"{source.name}: its {total} prompts take {EVENT_BYTES * total / 1e9:.2g} GB of memory but "
+                f"{source.name}: its {total} prompts take {RECORDED_BYTES * total / 1e9:.2g} GB of memory but "
                 f"{max(budget_bytes, 0) / 1e9:.2g} GB may be used for them; give more with --memory-gb"
             )
         within, levels = np.empty(total, np.uint32), np.empty(total, np.uint8)
@@ -103,6 +103,10 @@ class RecordedCounts:
             seen(block.events, own)
             first += len(block.events)
         return cls(layout, doses, starts, within, levels, outside)
+
+    def prompts(self) -> np.ndarray:
+        """int64 (dose,): counts."""
+        return len(self.levels) - np.cumsum(np.bincount(self.levels, minlength=self.doses + 1))[: self.doses]
 
     def draw(self, views: np.ndarray) -> np.ndarray:
         """Counts of some views, uint16 (dose, views, radial, tof, plane)."""

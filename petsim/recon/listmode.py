@@ -5,9 +5,10 @@ sinogram which they make, so that images are those of `petsim.recon.osem.osem` w
 projects one line for each event and dose instead of one for each bin.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numba as nb
 import numpy as np
 
 from data_recipes.errors import DataError
@@ -39,11 +40,11 @@ class BinLines:
         ends = layout.transaxial_ends(np.arange(layout.views)).reshape(-1, 2)
         _, first, inverse = np.unique(np.round(ends / _SAME_MM), axis=0, return_index=True, return_inverse=True)
         self.xy_mm = ends[first]
-        self._points = inverse.reshape(layout.views, layout.radials, 2)
+        self._points = inverse.reshape(layout.views, layout.radials, 2).astype(np.int64)
         z = layout.plane_z_mm()
         _, first, inverse = np.unique(np.round(z / _SAME_MM), return_index=True, return_inverse=True)
         self.z_mm = z.reshape(-1)[first]
-        self._places = inverse.reshape(z.shape)
+        self._places = inverse.reshape(z.shape).astype(np.int64)
 
     def events(self, views: np.ndarray, counts: np.ndarray) -> tuple[Events, np.ndarray]:
         """Events of the counts of some views.
@@ -65,18 +66,38 @@ class BinLines:
         DataError
             Doses that are not nested.
         """
-        flat = counts.reshape(len(counts), -1)
-        used = np.flatnonzero(flat[0])
-        own = flat[:, used].astype(np.int64)
-        if (np.diff(own, axis=0) > 0).any() or np.count_nonzero(flat[1:]) > np.count_nonzero(own[1:]):
+        # uint16 and wider, so that the kernel is compiled once for what petsim draws.
+        counts = np.ascontiguousarray(counts, np.uint16 if counts.dtype.itemsize <= 2 else np.int64)
+        starts = np.concatenate([[0], np.cumsum(counts[0].sum(axis=(1, 2, 3), dtype=np.int64))])
+        events = int(starts[-1])
+        ends, tof_bin = np.empty((4, events), np.uint16), np.empty(events, np.int16)
+        doses, bins = np.empty(events, np.uint8), np.empty(events, np.int64)
+        _unpack(counts, starts, self._points[views], self._places, ends, tof_bin, doses, bins)
+        in_dose = len(doses) - np.cumsum(np.bincount(doses, minlength=256))[: len(counts)]
+        if not np.array_equal(in_dose, counts.sum(axis=(1, 2, 3, 4), dtype=np.int64)):
             raise DataError("list-mode: a bin has more counts at a lower dose; only nested doses share their events")
-        bins = np.repeat(used, own[0])
-        ordinal = np.arange(len(bins)) - np.repeat(np.cumsum(own[0]) - own[0], own[0])
-        doses = np.stack([np.repeat(level, own[0]) > ordinal for level in own]).sum(axis=0, dtype=np.uint8)
-        view, radial, tof, plane = np.unravel_index(bins, counts.shape[1:])
-        points, places = self._points[views[view], radial], self._places[plane]
-        is_tof = self._layout.is_tof
-        return Events(points[:, 0], places[:, 0], points[:, 1], places[:, 1], tof if is_tof else None, doses), bins
+        return Events(ends[0], ends[1], ends[2], ends[3], tof_bin if self._layout.is_tof else None, doses), bins
+
+
+@nb.njit(cache=True, nogil=True, parallel=True)
+def _unpack(counts, starts, points, places, ends, tof_bin, doses, bins):
+    """Fill the columns of events from counts (dose, views, radial, tof, plane); those of view v begin at starts[v]."""
+    _, views, radials, tofs, planes = counts.shape
+    for v in nb.prange(views):
+        at = starts[v]
+        for r in range(radials):
+            for t in range(tofs):
+                row = counts[0, v, r, t]
+                for p in range(planes):
+                    for k in range(row[p]):
+                        level = 1
+                        while level < len(counts) and counts[level, v, r, t, p] > k:
+                            level += 1
+                        ends[0, at], ends[2, at] = points[v, r, 0], points[v, r, 1]
+                        ends[1, at], ends[3, at] = places[p, 0], places[p, 1]
+                        tof_bin[at], doses[at] = t, level
+                        bins[at] = ((np.int64(v) * radials + r) * tofs + t) * planes + p
+                        at += 1
 
 
 def listmode_em_back(
@@ -117,7 +138,7 @@ def listmode_em_back(
             parts.append(events)
             own = background(views)
             more.append(own.reshape(len(own), -1)[:, bins].astype(np.float32))
-        events = _joined(parts)
+        events = joined(parts)
         order = pair_order(events, len(lines.xy_mm))
         projectors.append(projector(lines.xy_mm, lines.z_mm, grid, events.taken(order), center_mm, support_mm, tof))
         added.append(np.concatenate(more, axis=1)[:, order])
@@ -129,7 +150,8 @@ def listmode_em_back(
     return em_back
 
 
-def _joined(parts: list[Events]) -> Events:
+def joined(parts: Sequence[Events]) -> Events:
+    """Events of all parts, one after another."""
     names = ("crystal1", "ring1", "crystal2", "ring2", "tof_bin", "doses")
     columns = {name: [getattr(part, name) for part in parts] for name in names}
     joined: dict[str, Any] = {n: None if column[0] is None else np.concatenate(column) for n, column in columns.items()}

@@ -138,7 +138,7 @@ def test_the_fallback_of_a_first_pass_allows_for_scatter_in_its_image(modeled):
     def data(views):
         return [model.expected(views)[None] / 1e6]
 
-    images = start.run(data, range(plan.preset.subsets))
+    images = start.run(start.em_back(data), range(plan.preset.subsets))
     found = refreshed(start, images, data)
     assert found.corrections.scatter_scales[0]["how"] == "fallback"
     views = np.arange(0, plan.layout.views, 5)
