@@ -84,7 +84,7 @@ class Plan:
         """Images whose counts of a group of views are held as float32 data together."""
         return max(1, int(STACK_BYTES / (4 * math.prod(self.layout.shape[1:]) * self.views_at_once)))
 
-    def bytes_needed(self, images: int, doses: int, live_fractions: int) -> float:
+    def bytes_needed(self, images: int, doses: int, live_fractions: int, simulated: bool = True) -> float:
         """Estimated peak memory in bytes when neither counts nor expected counts are held.
 
         Parameters
@@ -94,10 +94,12 @@ class Plan:
         doses : int
         live_fractions : int
             That images differ by, see `SimulationSettings.live_fractions`: each has sensitivities of its own.
+        simulated : bool
+            Counts are simulated; else they are a scanner's, and there is no forward model.
         """
         view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
         voxels = math.prod(self.grid.shape)
-        fine = math.prod(self.simulation_grid.shape)
+        fine = math.prod(self.simulation_grid.shape) if simulated else 0
         held = PARTS + (8 if self.preset.algorithm == "bsrem" else 6)
         return (
             350e6

@@ -55,7 +55,9 @@ def preview_recorded(path: Path, settings: SimulationSettings, options: ReadOpti
     for block in source.blocks():
         late = np.count_nonzero(block.events["is_delayed"])
         counts += len(block.events) - late, late
-    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions) + RECORDED_BYTES * int(counts[0])
+    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions, simulated=False) + RECORDED_BYTES * int(
+        counts[0]
+    )
     return {
         "subject": plan.subject.name, "scanner": plan.scanner.name, "fields": sorted(header.fields),
         "start_s": header.start_s, "duration_s": header.duration_s, "prompts": int(counts[0]), "delayeds": int(counts[1]),
@@ -239,12 +241,12 @@ class _Recorded:
                 chosen, own = select(chosen, own, k + 1)
                 counter.add(chosen)
 
-        needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions)
+        needed = plan.bytes_needed(len(drfs), len(drfs), settings.live_fractions, simulated=False)
         given = None
         if options.normalization not in (None, ESTIMATE):
             given = read_efficiencies(Path(options.normalization), plan.scanner.is_real())
         dead = None if given is None else given == 0
-        self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes - needed, seen, dead)
+        self._counts = RecordedCounts.of(source, plan.layout, len(drfs), levels_for, budget_bytes, needed, seen, dead)
         self._storage = self._event_storage(budget_bytes - needed - RECORDED_BYTES * len(self._counts.within))
         if number == 0 and "delayeds" in source.header.fields and not delayeds[0].counts.any():
             warnings.append("not one delayed was found: randoms are not corrected")

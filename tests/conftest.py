@@ -27,10 +27,24 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A run of all tests is spread over the cores by file; one of some files stays in one process."""
+    return (os.cpu_count() or 1) if all(Path(name).is_dir() for name in config.args) else 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_process() -> None:
+    """Processes side by side would wait for each other's threads at every kernel."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import numba
+
+        numba.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kernels are compiled on another core while a run of all tests begins, see `tests.warm_up`."""
-    if len(request.session.items) < _MANY:
+    if len(request.session.items) < _MANY or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         yield
         return
     root = Path(__file__).resolve().parent.parent

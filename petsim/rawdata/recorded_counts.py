@@ -1,5 +1,6 @@
 """Recorded prompts of a list-mode file at every dose, as counts of a sinogram."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class RecordedCounts:
         doses: int,
         levels_for: Levels,
         budget_bytes: float,
+        taken_bytes: float,
         seen: Seen,
         dead: np.ndarray | None = None,
     ) -> "RecordedCounts":
@@ -64,7 +66,8 @@ class RecordedCounts:
         doses : int
         levels_for : callable
             Events and the index of the first -> number of doses that each is in.
-        budget_bytes : float
+        budget_bytes, taken_bytes : float
+            Memory that may be used, and what the reconstruction takes of it.
         seen : callable
             Called with every block of the second pass, delayeds included.
         dead : ndarray, optional
@@ -89,10 +92,12 @@ class RecordedCounts:
             bins = bins_of(block.events)
             outside += _count_views(block.events, bins, per_view, starts)
         total = int(starts[-1])
-        if RECORDED_BYTES * total > budget_bytes:
+        needed = taken_bytes + RECORDED_BYTES * total
+        if needed > budget_bytes:
             raise DataError(
-                f"{source.name}: its {total} prompts take {RECORDED_BYTES * total / 1e9:.2g} GB of memory but "
-                f"{max(budget_bytes, 0) / 1e9:.2g} GB may be used for them; give more with --memory-gb"
+                f"{source.name}: about {needed / 1e9:.2g} GB of memory are needed, {RECORDED_BYTES * total / 1e9:.2g} of them "
+                f"for its {total} prompts, but {budget_bytes / 1e9:.2g} GB may be used; use --memory-gb "
+                f"{math.ceil(needed / 1e8) / 10:g}, or larger voxels (--voxel-mm)"
             )
         within, levels = np.empty(total, np.uint32), np.empty(total, np.uint8)
         place, first = starts[:-1].copy(), 0

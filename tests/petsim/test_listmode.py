@@ -219,7 +219,7 @@ def test_results_are_in_the_callers_order():
 
 def test_sums_do_not_depend_on_the_number_of_threads():
     """Bit for bit; a ladder makes tasks of unequal length."""
-    if nb.get_num_threads() < 2:
+    if nb.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread")
     events = draw_events(5000, doses=3, pairs=400)
     projector = build(events)

@@ -1,5 +1,6 @@
 """Raw data as a source: what is reconstructed from list mode, and what is said about what is missing."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,9 +217,13 @@ def test_file_names_are_not_kept(scan):
 
 def test_more_events_than_memory(scan):
     source = hdf5.read(scan[0])
-    plan = plan_recorded(source, RAW, ReadOptions())
-    with pytest.raises(DataError, match="--memory-gb"):
-        reconstruct_recorded(source, plan, RAW, ReadOptions(), budget_bytes=1e6)
+    settings = replace(RAW, drf=(4.0,), iterations=1, subsets=1)
+    plan = plan_recorded(source, settings, ReadOptions())
+    with pytest.raises(DataError, match="--memory-gb") as refused:
+        reconstruct_recorded(source, plan, settings, ReadOptions(), budget_bytes=1e6)
+    enough = re.search("--memory-gb ([0-9.]+)", str(refused.value))
+    assert enough is not None
+    reconstruct_recorded(source, plan, settings, ReadOptions(), budget_bytes=1e9 * float(enough[1]))
 
 
 def test_a_window_exists_once(scan):
