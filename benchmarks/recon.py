@@ -9,8 +9,8 @@ Seconds are CPU seconds of one thread, the shortest of several runs by turns; fo
   the whole scan and with 2e7: Biograph Vision 600 with TOF, `standard`, and Biograph mMR, `standard`.
   `sinogram_dose_over_one` is the time a dose in the ladder over the time of one dose alone; `listmode_ladder_over_one` that
   of the whole ladder over one dose, both from events. The counts are in memory; list mode has sorted its events and taken
-  their backgrounds beforehand (`sort_s`). `listmode_over_sinogram` counts these in, a third for each update of a dose, and stands
-  beside what `petsim.recon.cost` assumes where it chooses between both.
+  their backgrounds beforehand (`sort_s`). `listmode_over_sinogram` counts these in, a third for each update of a dose, and
+  stands beside what `petsim.recon.cost` assumes where it chooses between both.
 - parallelproj, where it is found (PETSIM_PARALLELPROJ_LIB): the same update of one dose with its kernels and our
   corrections, timed on one view of the subset and multiplied by their number.
 - `scaling`: EM projections a second (million LORs x images) of one image and of five together over image size, rings

@@ -95,8 +95,8 @@ class RecordedCounts:
         needed = taken_bytes + RECORDED_BYTES * total
         if needed > budget_bytes:
             raise DataError(
-                f"{source.name}: about {needed / 1e9:.2g} GB of memory are needed, {RECORDED_BYTES * total / 1e9:.2g} of them "
-                f"for its {total} prompts, but {budget_bytes / 1e9:.2g} GB may be used; use --memory-gb "
+                f"{source.name}: about {needed / 1e9:.2g} GB of memory are needed, {RECORDED_BYTES * total / 1e9:.2g} of "
+                f"them for its {total} prompts, but {budget_bytes / 1e9:.2g} GB may be used; use --memory-gb "
                 f"{math.ceil(needed / 1e8) / 10:g}, or larger voxels (--voxel-mm)"
             )
         within, levels = np.empty(total, np.uint32), np.empty(total, np.uint8)
