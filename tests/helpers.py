@@ -109,3 +109,11 @@ def check_dense_transpose(forward, adjoint, domain, codomain):
 def check_pickles(operator, x):
     """A pickled and restored operator gives the same numbers."""
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(operator)).forward(x), operator.forward(x))
+
+
+def one_line(status, error, expected, *words):
+    """A command ended with a status and one line that holds some words, and with no traceback."""
+    assert status == expected, error
+    assert error.startswith("petsim: ") and error.count("\n") == 1 and "Traceback" not in error
+    for word in words:
+        assert word in error, error

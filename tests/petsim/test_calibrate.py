@@ -3,14 +3,12 @@
 import json
 import math
 import re
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_recipes.errors import DataError
-from petsim import cli
 from petsim.bed_pattern import bed_period_mm
 from petsim.calibrate import degenerate_pairs, signed_root
 from petsim.difference_noise import measure
@@ -18,6 +16,7 @@ from petsim.effective_dose import effective_drfs
 from petsim.noise_covariance import FrequencyBins, lag_products, spectrum_of
 from petsim.noise_fit import match, pool
 from petsim.noise_regions import cube_edges, organ_regions, pieces, place_regions
+from tests.helpers import one_line
 from tests.petsim.noisy_pairs import (
     ORGANS,
     SPACING,
@@ -45,23 +44,6 @@ def noise(made, seeds, drfs=DRFS, names=None, labeled=True, nested=True):
         measure(subject(made, drfs, seed, f"subject-{seed:04d}", names, labeled, nested), labeled, nested, lambda _: None)
         for seed in seeds
     ]
-
-
-@pytest.fixture
-def petsim(monkeypatch, capsys):
-    """Run `petsim ARGS`; returns (exit status, standard output, standard error)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["petsim", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_lag_products_are_sums_over_pairs():
@@ -262,19 +244,12 @@ def test_noise_without_a_band_is_refused():
         match(smooth, smooth, seed=0)
 
 
-def one_line(status, error, *words):
-    assert status == 1, error
-    assert error.startswith("petsim: ") and error.count("\n") == 1 and "Traceback" not in error
-    for word in words:
-        assert word in error, error
-
-
 def test_bad_input_gives_one_line_and_no_files(tmp_path, petsim):
     made = replace(SIMULATED, shape=TINY, half_axes_mm=(40.0, 35.0), center_mm=(0.0, 0.0))
 
     def fails(folder, *words):
         status, _, error = petsim("calibrate", "--real", folder, "--out", tmp_path / "out")
-        one_line(status, error, *words)
+        one_line(status, error, 1, *words)
         assert not NAMED.search(error)
         assert not (tmp_path / "out").exists()
 
@@ -309,8 +284,8 @@ def test_what_serves_no_figure_of_noise_is_left_out_or_refused(tmp_path, petsim)
     assert "warning: phantom-1 was left out: its body is cut off at the sides of the image" in out
     alone = write_dataset(tmp_path / "cut", [cut])
     status, _, error = petsim("calibrate", "--real", alone, "--out", tmp_path / "no")
-    one_line(status, error, "cut off at the sides")
+    one_line(status, error, 1, "cut off at the sides")
     real = write_dataset(tmp_path / "measured", [replace(made, provenance=made.provenance | {"full_dose": "measured"})])
     status, _, error = petsim("calibrate", "--real", folder, "--sim", real, "--out", tmp_path / "no")
-    one_line(status, error, "--sim: measured holds real scans")
+    one_line(status, error, 1, "--sim: measured holds real scans")
     assert not (tmp_path / "no").exists()

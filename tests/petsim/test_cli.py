@@ -12,34 +12,11 @@ import pytest
 
 from petsim import cli
 from petsim.settings import SimulationSettings
+from tests.helpers import one_line
 
 SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 QUICK = ["--scanner", SMALL, "--preset", "fast", "--voxel-mm", "20", "--iterations", "1", "--duration-s", "1",
          "--scatter", "none", "--randoms", "none", "--corrections", "oracle"]  # fmt: skip
-
-
-@pytest.fixture
-def petsim(monkeypatch, capsys):
-    """Run `petsim ARGS`; returns (exit status, standard output, standard error)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["petsim", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-def one_line(status, error, expected_status, *words):
-    assert status == expected_status, error
-    assert error.startswith("petsim: ") and error.count("\n") == 1 and "Traceback" not in error
-    for word in words:
-        assert word in error, error
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """Comparison of two images: noise, spectrum, histogram and profiles are those that the images were made with."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_recipes.errors import DataError
-from petsim import cli
 from petsim.compare import Image, compare, read_image
 from petsim.dose_pairs import Labels
 from tests.petsim.noisy_pairs import (
@@ -30,23 +28,6 @@ def image(made, seed=0, labeled=True, cut=slice(None)):
     labels, images = ladder(made, (), seed)
     named = Labels(labels[cut], ORGANS) if labeled else None
     return Image(images[1.0][cut], SPACING, named, simulated=False)
-
-
-@pytest.fixture
-def petsim(monkeypatch, capsys):
-    """Run `petsim ARGS`; returns (exit status, standard output, standard error)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["petsim", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_noise_and_means_by_organ():

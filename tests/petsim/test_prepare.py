@@ -2,15 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from denoise.data import read_split
-from petsim import cli
 from petsim.cache.store import SubjectFile, read_index
 from petsim.report import write_report
 from petsim.verify import verify
@@ -21,23 +18,6 @@ HEADER = (
     "SubjectID,DoseReductionFactor,NiftiFileName,PatientWeight_kg,ImageUnits,ManufacturerModelName,"
     "RadiopharmaceuticalName,TimeFromInjectionToAcquisition_s,RadionuclideTotalDose_Bq,RadionuclideHalfLife_s,DecayCorrection\n"
 )
-
-
-@pytest.fixture
-def petsim(monkeypatch, capsys):
-    """Run `petsim recipes ARGS`; returns (exit status, standard output, standard error)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["petsim", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def suv_of(number: int, drf: float) -> np.ndarray:
