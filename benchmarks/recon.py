@@ -6,7 +6,7 @@ Seconds are CPU seconds of one thread, the shortest of several runs by turns; fo
 
 - `ladders`: one OSEM update of one dose, and of DRF 1, 4, 10, 20 and 100 together, with point spread function,
   attenuation, scatter and randoms (true ones, by dose), over a subset of a body-sized cylinder's scan, with 2e8 prompts in
-  the whole scan and with 2e7: Biograph Vision 600 with TOF, `standard`, and Biograph mMR, `standard`.
+  the whole scan and with 2e7: Biograph Vision 600 with TOF, `standard` (with 2e7 also `full`), and Biograph mMR, `standard`.
   `sinogram_dose_over_one` is the time a dose in the ladder over the time of one dose alone; `listmode_ladder_over_one` that
   of the whole ladder over one dose, both from events. The counts are in memory; list mode has sorted its events and taken
   their backgrounds beforehand (`sort_s`). `listmode_over_sinogram` counts these in, a third for each update of a dose, and
@@ -205,8 +205,10 @@ def main() -> None:
     repeats = 1 if smallest else 7
     ladders = []
     chosen = [(small_scanner(), "fast", 1e7)] if smallest else []
-    for name in () if smallest else ("biograph_vision_600", "biograph_mmr"):
-        chosen += [(load_scanner(name), "standard", COUNTS), (load_scanner(name), "standard", COUNTS / 10)]
+    if not smallest:
+        vision, mmr = load_scanner("biograph_vision_600"), load_scanner("biograph_mmr")
+        chosen += [(scanner, "standard", counts) for scanner in (vision, mmr) for counts in (COUNTS, COUNTS / 10)]
+        chosen.append((vision, "full", COUNTS / 10))
     for scanner, preset, counts in chosen:
         ladders.append(ladder_case(scanner, preset, counts, repeats, "none" if smallest else "simulated"))
         print(json.dumps(ladders[-1]), file=sys.stderr, flush=True)
