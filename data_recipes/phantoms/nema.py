@@ -114,12 +114,9 @@ def body_phantom(*, background_bqml: float = BACKGROUND_BQML, ratio: float = RAT
 
 
 def point_sources(places_mm: Sequence[tuple[float, float, float]] = ((0.0, 10.0, 0.0), (0.0, 100.0, 0.0), (0.0, 200.0, 0.0)),
-                  *, activity_mbq: float = 1.0, diameter_mm: float = 1.0, background_bqml: float = 0.0,
-                  background_reach_mm: float = 30.0, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
-                  ) -> Subject:  # fmt: skip
-    """F-18 points in air for the resolution test (section 3), in a warm background if wanted.
-
-    Iterative reconstructions sharpen points in air, since nothing below zero can surround them; a background prevents that.
+                  *, activity_mbq: float = 1.0, diameter_mm: float = 1.0,
+                  spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Subject:  # fmt: skip
+    """F-18 points in air for the resolution test (section 3).
 
     Parameters
     ----------
@@ -130,9 +127,6 @@ def point_sources(places_mm: Sequence[tuple[float, float, float]] = ((0.0, 10.0,
         Of every point.
     diameter_mm : float
         Of the ball that stands for a point; at most 1 mm by the standard. Voxels wider than that widen it.
-    background_bqml : float
-        Concentration everywhere within `background_reach_mm` axially, up to the farthest point plus as much transaxially.
-    background_reach_mm : float
     spacing_mm : tuple of float
         Voxel edges in mm.
 
@@ -142,30 +136,22 @@ def point_sources(places_mm: Sequence[tuple[float, float, float]] = ((0.0, 10.0,
         Without attenuation; the grid is centered on the scanner's axis. Where points lie off the middle axially, simulate
         with the scanner's center at z = 0.
     """
-    if not activity_mbq > 0 or not diameter_mm > 0 or background_bqml < 0 or not places_mm:
+    if not activity_mbq > 0 or not diameter_mm > 0 or not places_mm:
         raise UsageError(
-            f"activity_mbq and diameter_mm must be positive, background_bqml 0 or more and places_mm not empty, got "
-            f"{activity_mbq:g}, {diameter_mm:g}, {background_bqml:g} and {len(places_mm)} places; change them"
+            f"activity_mbq and diameter_mm must be positive and places_mm not empty, got {activity_mbq:g}, "
+            f"{diameter_mm:g} and {len(places_mm)} places; change them"
         )
-    places = np.asarray(places_mm, float)
-    reach = background_reach_mm if background_bqml else 10.0
+    places, reach = np.asarray(places_mm, float), 10.0
     across = [np.abs(places[:, axis]).max() + reach for axis in (0, 1)]
-    if background_bqml:
-        across = [max(across)] * 2
     z = (min(places[:, 2].min() - reach, -reach), max(places[:, 2].max() + reach, reach))
     grid = _spanning(((-across[0], across[0]), (-across[1], across[1]), z), spacing_mm, odd=True)
     activity = np.zeros(grid.shape)
     labels = np.zeros(grid.shape, np.uint8)
-    if background_bqml:
-        warm = _prism(grid, _disk(0.0, 0.0, across[0]), z)
-        activity += warm * background_bqml
-        labels[warm >= 0.5] = 1
     for place in places:
         ball = sphere_fraction(grid, tuple(place), diameter_mm / 2)
         activity += ball * (activity_mbq * 1e6 / (ball.sum() * grid.voxel_ml))
-        labels[ball > 0] = 2
-    names = {0: "outside", 1: "background", 2: "source"}
-    return _subject("nema-points", activity, np.zeros(grid.shape), labels, names, grid)
+        labels[ball > 0] = 1
+    return _subject("nema-points", activity, np.zeros(grid.shape), labels, {0: "outside", 1: "source"}, grid)
 
 
 def sphere_fraction(grid: Grid, center_mm: tuple[float, float, float], radius_mm: float) -> np.ndarray:

@@ -1,10 +1,9 @@
 """Filtered back projection of corrected data: rebinned to slices, or in three dimensions with reprojection (3DRP).
 
-Bins are first interpolated to parallel projections: views at even angles (neighboring radial bins of a view lie half a view
-apart) and even radial steps (bins of a ring draw together outwards). Then
+Bins are interpolated to parallel projections (`petsim.recon.parallel_beams`). Then
 
 - `fbp_2d`: single-slice rebinning (Daube-Witherspoon and Muehllehner 1987): a line counts for the slice of its middle, with
-  its length in that slice; ramp filter.
+  its length in that slice; ramp filter. Between slices, which need not be even, data are interpolated linearly.
 - `fbp_3d`: Kinahan and Rogers 1989, doi 10.1109/23.34585. Oblique projections lack what left the scanner at its ends; it
   is taken from the forward projection of an image of the direct planes. Then all of them are filtered after Colsher 1980,
   doi 10.1088/0031-9155/25/1/009: with Theta the steepest angle, and psi that of a frequency nu with the axis,
@@ -25,12 +24,12 @@ from typing import Any
 import numba as nb
 import numpy as np
 import scipy.fft
-from scipy.interpolate import CubicSpline
 
 from data_recipes.errors import DataError
 from data_recipes.grid import Grid
 from petsim.geometry.sinogram import SinogramLayout
 from petsim.projectors.sinogram import SinogramProjector
+from petsim.recon.parallel_beams import ParallelBeams
 
 fft: Any = scipy.fft
 """Its own types are too loose for pyright."""
@@ -39,6 +38,10 @@ _FINER = 4
 """Frequencies of Colsher's filter are sampled so much finer before it is cut to the size of the data: sampled at their
 spacing, it would shift the image's mean."""
 
+
+_ROUND = 0.02
+"""Range of the distances of LOR ends from the axis, over their mean, up to which 3DRP takes lines to rise as in a round
+scanner."""
 
 _DENSER, _DENSER_AXIALLY = 4, 2
 """Filtered projections are sampled so much denser (by their spectrum) that back projection can interpolate linearly."""
@@ -51,10 +54,9 @@ def fbp_2d(layout: SinogramLayout, data: np.ndarray, grid: Grid, center_mm: tupl
     Parameters
     ----------
     layout : SinogramLayout
-        Of a round scanner with rings at one pitch.
     data : ndarray
-        (view, radial, plane): line integrals, image unit x mm, all corrections made, TOF bins summed, no gaps
-        (`fill_gaps`).
+        (view, radial, plane): line integrals, image unit x mm, all corrections made, TOF bins summed. What it has for pairs
+        of virtual crystals or rings is left out; other gaps are to be filled (`fill_gaps`).
     grid : Grid
     center_mm : tuple of float, optional
         Position of the scanner's center in the grid's coordinates; None: the middle of the grid.
@@ -69,22 +71,31 @@ def fbp_2d(layout: SinogramLayout, data: np.ndarray, grid: Grid, center_mm: tupl
     Raises
     ------
     DataError
-        A scanner or data that do not fit.
+        Data that do not fit.
     """
-    space = _Space(layout)
-    space.check(data)
-    slices, planes = _rebinned(space, data, max_ring_difference)
-    n = len(space.s_mm)
+    beams = ParallelBeams(layout)
+    beams.check(data)
+    return _of_slices(beams, data, grid, center_mm, max_ring_difference)
+
+
+def _of_slices(beams: ParallelBeams, data: np.ndarray, grid: Grid, center_mm: tuple[float, float, float] | None,
+               max_ring_difference: float) -> np.ndarray:  # fmt: skip
+    """`fbp_2d`."""
+    z = grid.axis_mm(2) - (grid.center_mm if center_mm is None else center_mm)[2]
+    slices = _rebinned(beams, data, z, max_ring_difference)
+    slices = beams.resample(slices, slices)
+    n = len(beams.s_mm)
     size = fft.next_fast_len(2 * n, real=True)
     # The ramp up to the highest frequency, sampled in space (Kak and Slaney 1988, section 3.3).
     at = np.minimum(np.arange(size), size - np.arange(size))
     kernel = np.where(at % 2 == 1, -1 / np.maximum(math.pi * at, 1) ** 2, 0.0)
     kernel[0] = 0.25
-    response = (fft.rfft(kernel).real / space.step_mm).astype(np.float32)
+    response = (fft.rfft(kernel).real / beams.step_mm).astype(np.float32)
     spectrum = fft.rfft(slices, size, axis=1) * (_DENSER * response[:, None])
     filtered = fft.irfft(spectrum, _DENSER * size, axis=1)[:, : _DENSER * (n - 1) + 1]
     image = np.zeros(grid.shape, np.float32)
-    _back(space, filtered * (math.pi / layout.views), planes, np.zeros(n), grid, center_mm, image)
+    filtered *= math.pi / len(filtered)
+    _back(beams, filtered, (float(z[0]), grid.spacing_mm[2]), np.zeros(n), grid, center_mm, image)
     return image
 
 
@@ -95,7 +106,7 @@ def fbp_3d(layout: SinogramLayout, data: np.ndarray, grid: Grid, center_mm: tupl
     Parameters
     ----------
     layout, data, grid, center_mm
-        As for `fbp_2d`. Radial bins must hold all activity.
+        As for `fbp_2d`. Radial bins must hold all activity, rings lie at one pitch; virtual ones are to be filled too.
     projector : callable
         Makes the projector that completes the data.
 
@@ -103,36 +114,42 @@ def fbp_3d(layout: SinogramLayout, data: np.ndarray, grid: Grid, center_mm: tupl
     -------
     ndarray
         float32 (x, y, z).
+
+    Raises
+    ------
+    DataError
+        A scanner or data that do not fit.
     """
-    space = _Space(layout)
-    space.check(data)
-    wide, starts = _wider(layout, float(space.s_mm[-1]), space.radius_mm)
+    beams = ParallelBeams(layout)
+    beams.check(data)
+    distances = np.diff(layout.ring_z_mm())
+    if beams.roundness > _ROUND or np.ptp(distances) > 1e-3 * layout.ring_pitch_mm:
+        raise DataError(
+            f"3D filtered back projection needs rings at one pitch and nearly round; {layout.scanner.name} has axial gaps "
+            "or few sides (even_rings=True places rings evenly; fbp_2d takes any scanner)"
+        )
+    wide, starts = _wider(layout, float(beams.s_mm[-1]), beams.radius_mm)
     pitch, middle = layout.ring_pitch_mm, float(layout.ring_z_mm().mean())
-    whole = Grid.centered((len(space.s_mm), len(space.s_mm), 2 * layout.rings), (space.step_mm, space.step_mm, pitch / 2))
-    direct = fbp_2d(layout, data, whole, (0.0, 0.0, -middle), 1 if layout.span == 1 else 0)
-    operator = projector(wide, whole, (0.0, 0.0, 0.0), float(space.s_mm[-1]), tof=False)
+    whole = Grid.centered((len(beams.s_mm), len(beams.s_mm), 2 * layout.rings), (beams.step_mm, beams.step_mm, pitch / 2))
+    direct = _of_slices(beams, data, whole, (0.0, 0.0, -middle), 1 if layout.span == 1 else 0)
+    operator = projector(wide, whole, (0.0, 0.0, 0.0), float(beams.s_mm[-1]), tof=False)
     completed = operator.forward(direct)[:, :, 0]
     for seg, start in zip(layout.segments(), starts, strict=True):
         completed[..., start : start + seg.planes] = data[..., seg.start : seg.start + seg.planes]
-    steepest = math.atan((layout.max_ring_difference + 0.5) * pitch / (2 * space.radius_mm))
+    steepest = math.atan((layout.max_ring_difference + 0.5) * pitch / (2 * beams.radius_mm))
     image = np.zeros(grid.shape, np.float32)
+    first_planes = {seg.ring_difference: seg.start for seg in wide.segments()}
     for seg in wide.segments():
-        low, tilt, high = (math.atan(d * pitch / (2 * space.radius_mm))
+        low, tilt, high = (math.atan(d * pitch / (2 * beams.radius_mm))
                            for d in (seg.lowest - 0.5, seg.ring_difference, seg.highest + 0.5))  # fmt: skip
         planes, step = slice(seg.start, seg.start + seg.planes), seg.step * pitch / 2
-        part = space.parallel(completed[..., planes])
-        filtered = _colsher(part, space.step_mm, step * math.cos(tilt), tilt, steepest)
+        back = first_planes[-seg.ring_difference]
+        part = beams.resample(completed[..., planes], completed[..., back : back + seg.planes])
+        filtered = _colsher(part, beams.step_mm, step * math.cos(tilt), tilt, steepest)
         filtered *= math.pi / layout.views * (high - low) * math.cos(tilt)
         first = float(wide.plane_z_mm()[seg.start].mean()) + middle
-        _back(
-            space,
-            filtered,
-            (first, step / _DENSER_AXIALLY),
-            seg.ring_difference * pitch / space.chord_mm(),
-            grid,
-            center_mm,
-            image,
-        )
+        slope = seg.ring_difference * pitch / beams.chord_mm()
+        _back(beams, filtered, (first, step / _DENSER_AXIALLY), slope, grid, center_mm, image)
     return image
 
 
@@ -164,82 +181,39 @@ def fill_gaps(data: np.ndarray, known: np.ndarray) -> np.ndarray:
     return out
 
 
-class _Space:
-    """Even angles and radial positions of a layout, and how its bins are interpolated to them."""
-
-    def __init__(self, layout: SinogramLayout) -> None:
-        self.layout = layout
-        ends = layout.transaxial_ends(np.arange(layout.views)).reshape(layout.views, layout.radials, 2, 2)
-        (x1, y1), (dx, dy) = np.moveaxis(ends[:, :, 0], -1, 0), np.moveaxis(ends[:, :, 1] - ends[:, :, 0], -1, 0)
-        radius = np.hypot(*np.moveaxis(ends, -1, 0))
-        z = layout.plane_z_mm().mean(axis=1)
-        place = (z - z.min()) / (layout.ring_pitch_mm / 2)
-        if np.ptp(radius) > 1e-3 * radius.mean() or np.abs(place - np.round(place)).max() > 1e-3:
-            raise DataError(
-                f"filtered back projection needs a round scanner with rings at one pitch; {layout.scanner.name} has flat "
-                "sides or axial gaps (even_rings=True places rings evenly)"
-            )
-        self.radius_mm, self.step_mm = float(radius.mean()), layout.radial_pitch_mm
-        self.half_rings, self.first_z_mm = np.round(place).astype(int), float(z.min())
-        angle = np.unwrap(np.arctan2(dy, dx), axis=0)
-        turn = math.copysign(math.pi / layout.views, float(angle[-1, 0] - angle[0, 0]))
-        views, middle = np.arange(layout.views), angle[0, layout.radials // 2]
-        self.angle = middle + turn * views
-        # In a view of an even ring, neighboring radial bins lie half a view apart; of an odd ring, positions alternate.
-        offset = (np.mod(angle[0] - middle + math.pi / 2, math.pi) - math.pi / 2) / turn
-        self._shift = np.where(np.abs(offset) < 1e-6, 0, -offset)
-        s = (x1 * dy - y1 * dx) / np.hypot(dx, dy)
-        self._way = slice(None, None, 1 if s[0, -1] > s[0, 0] else -1)
-        self._s = s[:, self._way]
-        count = int(min(-self._s[:, 0].max(), self._s[:, -1].min()) / self.step_mm)
-        self.s_mm = self.step_mm * np.arange(-count, count + 1)
-
-    def check(self, data: np.ndarray) -> None:
-        """Refuse data of another shape, or with values that are no numbers."""
-        wanted = (self.layout.views, self.layout.radials, self.layout.planes)
-        if data.shape != wanted:
-            raise DataError(f"data have shape {data.shape}, the layout (view, radial, plane) {wanted}; sum TOF bins first")
-        if not np.isfinite(data).all():
-            raise DataError("data hold values that are no numbers; see petsim.recon.fbp.fill_gaps")
-
-    def parallel(self, data: np.ndarray) -> np.ndarray:
-        """Data (view, radial, n) at even angles and radial positions, interpolated by cubics."""
-        out = np.empty((len(data), len(self.s_mm), data.shape[2]), np.float32)
-        low = np.floor(self._shift)
-        weights = _cubic((self._shift - low)[:, None]).astype(np.float32)
-        column, last = np.arange(data.shape[1]), len(data) - 1
-        for k, row in enumerate(out):
-            near = np.clip(k + low.astype(int) + np.arange(-1, 3)[:, None], 0, last)
-            view = (weights * data[near, column]).sum(axis=0)
-            row[:] = CubicSpline(self._s[k], view[self._way])(self.s_mm)
-        return out
-
-    def chord_mm(self) -> np.ndarray:
-        """Transaxial length of the lines of a radial position."""
-        return 2 * np.sqrt(self.radius_mm**2 - self.s_mm**2)
+def _rebinned(beams: ParallelBeams, data: np.ndarray, z_mm: np.ndarray, max_ring_difference: float) -> np.ndarray:
+    """Data (view, radial, slice) of slices at `z_mm`."""
+    layout = beams.layout
+    planes = np.flatnonzero(_has_rings(layout) & (np.abs(_ring_differences(layout)) <= max_ring_difference))
+    ends = layout.plane_z_mm()[planes]
+    heights, level = np.unique(np.round(ends.mean(axis=1), 6), return_inverse=True)
+    weights = _between(heights, z_mm, layout.ring_pitch_mm)[level] / np.bincount(level)[level][:, None]
+    near = weights.any(axis=1)
+    rise = np.diff(ends[near], axis=1)[:, 0]
+    part = data[..., planes[near]] / np.hypot(1, rise / beams.length_mm[..., None])
+    return part @ weights[near]
 
 
-def _cubic(share: np.ndarray) -> np.ndarray:
-    """Lagrange's weights of the samples at -1, 0, 1 and 2 for the value at `share` between 0 and 1."""
-    x = share
-    return np.stack([
-        -x * (x - 1) * (x - 2) / 6, (x + 1) * (x - 1) * (x - 2) / 2, -(x + 1) * x * (x - 2) / 2, (x + 1) * x * (x - 1) / 6
-    ])  # fmt: skip
+def _ring_differences(layout: SinogramLayout) -> np.ndarray:
+    """Mean ring difference of every plane."""
+    segments = layout.segments()
+    return np.repeat([seg.ring_difference for seg in segments], [seg.planes for seg in segments])
 
 
-def _rebinned(space: _Space, data: np.ndarray, max_ring_difference: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """Parallel projections of slices, and z of the first and the distance of slices."""
-    layout = space.layout
-    sums = np.zeros((len(space.angle), len(space.s_mm), space.half_rings.max() + 1), np.float32)
-    counts = np.zeros(sums.shape[2], int)
-    for seg in layout.segments():
-        if abs(seg.ring_difference) <= max_ring_difference:
-            planes = slice(seg.start, seg.start + seg.planes)
-            length = np.hypot(1, seg.ring_difference * layout.ring_pitch_mm / space.chord_mm())[:, None]
-            sums[..., space.half_rings[planes]] += space.parallel(data[..., planes]) / length
-            counts[space.half_rings[planes]] += 1
-    step = 1 if counts.all() else 2
-    return sums[..., ::step] / counts[::step], (space.first_z_mm, step * layout.ring_pitch_mm / 2)
+def _has_rings(layout: SinogramLayout) -> np.ndarray:
+    """bool (planes,): whether a plane has a pair of real rings."""
+    real = np.logical_or.reduceat(layout.scanner.ring_is_real(), np.arange(layout.rings) * layout.merge_axial)
+    pairs = layout.planes_of_ring_pairs()
+    out = np.zeros(layout.planes, bool)
+    out[pairs[np.outer(real, real) & (pairs >= 0)]] = True
+    return out
+
+
+def _between(heights: np.ndarray, z_mm: np.ndarray, pitch_mm: float) -> np.ndarray:
+    """Weights (heights, z) of linear interpolation; the outermost heights reach half their distance to the next farther."""
+    ends = np.diff(heights)[[0, -1]] / 2 if heights.size > 1 else np.full(2, pitch_mm / 2)
+    inside = (z_mm >= heights[0] - ends[0]) & (z_mm <= heights[-1] + ends[1])
+    return np.stack([np.interp(z_mm, heights, one) * inside for one in np.eye(heights.size)])
 
 
 def _wider(layout: SinogramLayout, reach_mm: float, radius_mm: float) -> tuple[SinogramLayout, list[int]]:
@@ -282,7 +256,7 @@ def _colsher(data: np.ndarray, s_mm: float, u_mm: float, tilt: float, steepest: 
     return out
 
 
-def _back(space: _Space, data: np.ndarray, planes: tuple[float, float], slope: np.ndarray, grid: Grid,
+def _back(beams: ParallelBeams, data: np.ndarray, planes: tuple[float, float], slope: np.ndarray, grid: Grid,
           center_mm: tuple[float, float, float] | None, image: np.ndarray) -> None:  # fmt: skip
     """Add the sum over views of data (view, s, plane), interpolated at the lines through every voxel.
 
@@ -292,8 +266,8 @@ def _back(space: _Space, data: np.ndarray, planes: tuple[float, float], slope: n
     slope = np.interp(dense, np.arange(len(slope)), slope)
     center = grid.center_mm if center_mm is None else center_mm
     x, y, z = (grid.axis_mm(a) - center[a] for a in range(3))
-    place = np.array([space.s_mm[0], space.step_mm / _DENSER, *planes])
-    _back_project(data.astype(np.float32), np.cos(space.angle), np.sin(space.angle), place, slope, x, y, z, image)
+    place = np.array([beams.s_mm[0], beams.step_mm / _DENSER, *planes])
+    _back_project(data.astype(np.float32), np.cos(beams.angle), np.sin(beams.angle), place, slope, x, y, z, image)
 
 
 @nb.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz", "arcp"})
