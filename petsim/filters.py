@@ -27,14 +27,14 @@ def gaussian(image: np.ndarray, fwhm_mm: tuple[float, float, float], spacing_mm:
     ndarray
         float32 (x, y, z).
     """
-    x, y, z = (_kernel(fwhm / spacing) for fwhm, spacing in zip(fwhm_mm, spacing_mm, strict=True))
+    x, y, z = (gaussian_kernel(fwhm / spacing) for fwhm, spacing in zip(fwhm_mm, spacing_mm, strict=True))
     out = np.empty(image.shape, np.float32)
     _convolve(np.ascontiguousarray(image, np.float32), x, y, z, out)
     return out
 
 
-def _kernel(fwhm_voxels: float) -> np.ndarray:
-    """Of one axis, of odd length."""
+def gaussian_kernel(fwhm_voxels: float) -> np.ndarray:
+    """Kernel of `gaussian` along an axis, float32, of odd length."""
     if fwhm_voxels <= 0:
         return np.ones(1, np.float32)
     sigma = fwhm_voxels / _FWHM_PER_SIGMA

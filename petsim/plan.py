@@ -12,6 +12,7 @@ from data_recipes.subject import Subject
 from petsim.emission import share_in_air
 from petsim.geometry.scanner import Scanner, load_scanner, scanner_names
 from petsim.geometry.sinogram import SinogramLayout, fitting_grid, preset_layout
+from petsim.physics.resolution import blur_left_mm
 from petsim.presets import Preset
 from petsim.projectors.sinogram import PARTS
 from petsim.settings import SimulationSettings
@@ -143,7 +144,7 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
     length = scanner.axial_length_mm if all_rings else subject.grid.extent_mm[2]
     grid = fitting_grid(layout, preset.voxel_mm, preset.voxel_mm, fov, length, center)
     fine = preset.voxel_mm if subject.is_noisy else preset.simulation_voxel_mm
-    simulation_grid = fitting_grid(layout, fine, max(fine, scanner.ring_spacing_mm), fov, length, center)
+    simulation_grid = fitting_grid(layout, fine, fine, fov, length, center)
 
     outside = 1 - _inside_fraction(subject, center, fov)
     if outside > 0.005:
@@ -164,6 +165,8 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
             f"{100 * in_air:.0f} % of the activity lies in air by the mu-map and is left out of the simulation; check that "
             "the mu-map holds all of the body"
         )
+    crystal = 2 * math.pi * scanner.radius_mm / scanner.crystals_per_ring
+    fwhm = blur_left_mm(fwhm, simulation_grid.spacing_mm, (crystal, scanner.ring_spacing_mm) if settings.rays > 1 else (0, 0))
     duration = scan_duration_s(subject, settings, scanner)
     return Plan(subject, whole, scanner, layout, preset, simulation_grid, grid, center, fov, duration, fwhm,
                 tuple(warnings))  # fmt: skip
