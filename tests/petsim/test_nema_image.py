@@ -243,7 +243,7 @@ def test_image_quality_of_a_scanner_file(tmp_path):
     ours = {f.name: f.ours for f in figures}
     assert len(ours) == 19 and all(f.published is None and f.is_met is None for f in figures)
     recovery, expected, variability = ([ours[name.format(f"{d:g}mm")] for d in SPHERES_MM] for name in (
-        "contrast_recovery_{}_percent", "contrast_recovery_{}_noise_free_percent", "background_variability_{}_percent"))
+        "contrast_recovery_{}_percent", "noise_free_contrast_{}_percent", "background_variability_{}_percent"))
     assert expected[3:] == sorted(expected[3:]) and 15 < expected[-1] < 70
     np.testing.assert_allclose(recovery, expected, atol=15)
     assert variability == sorted(variability, reverse=True) and 0.3 < variability[-1] < 10
@@ -273,7 +273,7 @@ def test_a_published_contrast_is_met_or_not_in_its_own_reconstruction(monkeypatc
     assert [round(f.deviation, 1) for f in told] == [4.6, 1.6, -11.0, -16.3, 13.3, 6.8]
     assert [f.is_met for f in told] == [True, True, False, False, False, True]
     assert all(f.verified and "Carlier" in f.source for f in told)
-    beside = figures["contrast_recovery_10mm_noise_free_percent"]
+    beside = figures["noise_free_contrast_10mm_percent"]
     assert beside.published == 75.4 and beside.is_met is None
     text = bench_table(told)
     assert "+4.6 pt" in text and "within 10 points; Table 3" in text and text.count("NOT within 10 points") == 3
