@@ -41,7 +41,7 @@ def main(names: list[str]) -> None:
         measured = measure(scanner, decays)
         print(f"\n{name}\n{table(figures)}", flush=True)
         result = as_json(scanner, figures)
-        del result["scanner"]
+        del result["scanner"], result["is_met"]
         for part in ("ours", "deviation"):
             result[part] = {k: v if v is None else float(f"{v:.5g}") for k, v in result[part].items()}
         background = lutetium(scanner)

@@ -125,7 +125,7 @@ def settings_for(subject: Subject, request: Request) -> tuple[Subject, Simulatio
 
 def configuration(request: Request) -> dict[str, Any]:
     """What changes numbers, as JSON: settings, how sources are read, the scanner's content. No path, host or worker."""
-    from petsim.geometry.scanner import load_scanner
+    from petsim.geometry.scanner import CONTRAST_FIELDS, load_scanner
 
     scanner = load_scanner(request.settings.scanner)
     files = request.read.files()
@@ -145,7 +145,7 @@ def configuration(request: Request) -> dict[str, Any]:
         from petsim.vary import RANGES
 
         settings["vary_ranges"] = dataclasses.asdict(RANGES)
-    fields = {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title")}
+    fields = {k: v for k, v in dataclasses.asdict(scanner).items() if k not in ("sources", "title", *CONTRAST_FIELDS)}
     if request.settings.beds is None:
         # It came later, and means nothing without bed positions.
         del fields["protocol_bed_overlap"]

@@ -100,13 +100,14 @@ class Plan:
         """
         view = 4 * math.prod(self.layout.shape[1:]) * self.views_at_once
         voxels = math.prod(self.grid.shape)
-        fine = math.prod(self.simulation_grid.shape) if simulated else 0
+        fine, subsets = math.prod(self.simulation_grid.shape), self.preset.subsets
+        shared = (1 + live_fractions) * subsets + 10 if simulated else live_fractions * subsets + 2
         held = PARTS + (8 if self.preset.algorithm == "bsrem" else 6)
         return (
             350e6
             + view * (4 + doses / 2 + 2 * min(images, self.images_at_once))
-            + 4 * voxels * (images * held + (1 + live_fractions) * self.preset.subsets + 10)
-            + 4 * fine * (4 + 2 * 4)
+            + 4 * voxels * (images * held + shared)
+            + (4 * fine * (4 + 2 * 4) if simulated else 0)
         )
 
 
@@ -150,26 +151,42 @@ def plan_subject(subject: Subject, settings: SimulationSettings, scanner: Scanne
     if outside > 0.005:
         warnings.append(f"{100 * outside:.1f} % of the activity lies outside the {fov:g} mm field of view and is lost")
     resolution: tuple[float, float, float] = scanner.given("resolution_fwhm_mm")
-    fwhm = resolution
-    if subject.fwhm_mm is not None:
-        x_mm, y_mm, z_mm = (math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(fwhm, subject.fwhm_mm, strict=True))
-        fwhm = (x_mm, y_mm, z_mm)
-        if max(subject.fwhm_mm) > max(resolution):
-            warnings.append(
-                f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
-                f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
-            )
+    if subject.fwhm_mm is not None and max(subject.fwhm_mm) > max(resolution):
+        warnings.append(
+            f"the source's resolution ({max(subject.fwhm_mm):.1f} mm) is coarser than that of the scanner "
+            f"({max(resolution):.1f} mm); small structures stay as blurred as they came"
+        )
     in_air = share_in_air(whole)
     if in_air > MOST_IN_AIR:
         warnings.append(
             f"{100 * in_air:.0f} % of the activity lies in air by the mu-map and is left out of the simulation; check that "
             "the mu-map holds all of the body"
         )
-    crystal = 2 * math.pi * scanner.radius_mm / scanner.crystals_per_ring
-    fwhm = blur_left_mm(fwhm, simulation_grid.spacing_mm, (crystal, scanner.ring_spacing_mm) if settings.rays > 1 else (0, 0))
     duration = scan_duration_s(subject, settings, scanner)
+    fwhm = forward_blur_mm(scanner, simulation_grid, settings.rays, subject.fwhm_mm)
     return Plan(subject, whole, scanner, layout, preset, simulation_grid, grid, center, fov, duration, fwhm,
                 tuple(warnings))  # fmt: skip
+
+
+def forward_blur_mm(
+    scanner: Scanner, grid: Grid, rays: int, source_mm: tuple[float, float, float] | None = None
+) -> tuple[float, float, float]:
+    """FWHM by axis of the Gaussian with which the forward model is as sharp as the scanner's published resolution.
+
+    Parameters
+    ----------
+    scanner : Scanner
+    grid : Grid
+        Of the forward model, which blurs too, as crystals do: see `petsim.physics.resolution.blur_left_mm`.
+    rays : int
+        In each direction of a crystal pair.
+    source_mm : tuple of float, optional
+        Resolution that the source has already.
+    """
+    published = scanner.given("resolution_fwhm_mm")
+    x, y, z = (math.sqrt(max(0.0, a * a - b * b)) for a, b in zip(published, source_mm or (0, 0, 0), strict=True))
+    crystal = 2 * math.pi * scanner.radius_mm / scanner.crystals_per_ring
+    return blur_left_mm((x, y, z), grid.spacing_mm, (crystal, scanner.ring_spacing_mm) if rays > 1 else (0.0, 0.0))
 
 
 def scan_duration_s(subject: Subject, settings: SimulationSettings, scanner: Scanner | None = None) -> float:

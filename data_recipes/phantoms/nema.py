@@ -1,8 +1,8 @@
 """The phantoms of NEMA NU 2-2018 for image quality and resolution, with exact partial volumes.
 
 Positions are mm from the scanner's center, which for the body phantom is the middle of the lung insert in the plane of the
-spheres. Measures are those of the IEC body phantom as GATE has it (opengate/contrib/phantoms/nemaiec.py); plastic walls
-(3 mm around, 1 mm at the spheres) are left out.
+spheres. Measures and materials are those of the IEC body phantom as GATE has it (opengate/contrib/phantoms/nemaiec.py); the
+outer wall of 3 mm and the capillaries to the spheres are left out.
 """
 
 import hashlib
@@ -25,10 +25,16 @@ RATIO = 4.0
 BODY_Z_MM = (-124.0, 70.0)
 """Ends of the body: 194 mm inside, the spheres 27 mm above its middle."""
 
+SPHERE_WALL_MM = 1.0
+"""Of plastic, which is cold: it lowers the contrast of small spheres."""
+
 LUNG_RADIUS_MM = 25.0
 MU_WATER_PER_CM = 0.096
 MU_LUNG_PER_CM = 0.3 * MU_WATER_PER_CM
 """Of 0.3 g/mL."""
+
+MU_PLASTIC_PER_CM = 1.147 * MU_WATER_PER_CM
+"""C5H8O2 of 1.18 g/mL has 1.147 times the electrons of water, which nearly all attenuation at 511 keV goes with."""
 
 # The body is half a disk on two quarter disks and a box; their common center lies 35 mm below that of the insert.
 _DISK_MM, _CORNER_MM, _BOX_HALF_MM, _DOWN_MM = 147.0, 77.0, 70.0, 35.0
@@ -56,16 +62,19 @@ def body_outline_mm(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return -_DOWN_MM - bottom, -_DOWN_MM + top
 
 
-def body_phantom(*, background_bqml: float = BACKGROUND_BQML, ratio: float = RATIO, scatter_phantom: bool = False,
-                 spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0), margin_mm: float = 10.0) -> Subject:  # fmt: skip
-    """The torso-shaped phantom of the image quality test (section 7): six hot spheres and a cold lung insert in F-18 water.
+def body_phantom(*, background_bqml: float = BACKGROUND_BQML, ratio: float = RATIO, cold_mm: Sequence[float] = (),
+                 scatter_phantom: bool = False, spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0),
+                 margin_mm: float = 10.0, grid: Grid | None = None) -> Subject:  # fmt: skip
+    """The torso-shaped phantom of the image quality test (section 7): six spheres and a cold lung insert in F-18 water.
 
     Parameters
     ----------
     background_bqml : float
         Concentration in Bq/mL at scan start.
     ratio : float
-        Concentration in the spheres over that of the background.
+        Concentration in hot spheres over that of the background.
+    cold_mm : sequence of float
+        Diameters of spheres of water without activity: (28, 37) in NU 2-2007 and NU 2-2012; in NU 2-2018 all are hot.
     scatter_phantom : bool
         Put the polyethylene cylinder of 70 cm with its line source (116.6 MBq at the standard background) against the feet,
         as activity outside the field of view. Simulate with the scanner's center at z = 0 then.
@@ -73,6 +82,8 @@ def body_phantom(*, background_bqml: float = BACKGROUND_BQML, ratio: float = RAT
         Voxel edges in mm.
     margin_mm : float
         Air around.
+    grid : Grid, optional
+        Voxels, instead of those of `spacing_mm` that span the phantom and its margin; what lies outside is cut off.
 
     Returns
     -------
@@ -82,32 +93,41 @@ def body_phantom(*, background_bqml: float = BACKGROUND_BQML, ratio: float = RAT
     for name, value in (("background_bqml", background_bqml), ("ratio", ratio)):
         if not value > 0:
             raise UsageError(f"{name} must be positive, got {value:g}; change it")
-    # The sphere plane is the middle of the grid, so that it is the scanner's center unless another is asked for.
-    half = (_DISK_MM + margin_mm, _DOWN_MM + _CORNER_MM + margin_mm, -BODY_Z_MM[0] + margin_mm)
-    low_z = BODY_Z_MM[0] - (_SCATTER_LENGTH_MM if scatter_phantom else 0.0) - margin_mm
-    grid = _spanning(((-half[0], half[0]), (-half[1], half[1]), (low_z, half[2])), spacing_mm)
+    if unknown := set(cold_mm) - set(SPHERES_MM):
+        known = ", ".join(f"{d:g}" for d in SPHERES_MM)
+        raise UsageError(f"cold_mm: there is no sphere of {min(unknown):g} mm; take some of {known}")
+    if grid is None:
+        # The sphere plane is the middle of the grid, so that it is the scanner's center unless another is asked for.
+        half = (_DISK_MM + margin_mm, _DOWN_MM + _CORNER_MM + margin_mm, -BODY_Z_MM[0] + margin_mm)
+        low_z = BODY_Z_MM[0] - (_SCATTER_LENGTH_MM if scatter_phantom else 0.0) - margin_mm
+        grid = _spanning(((-half[0], half[0]), (-half[1], half[1]), (low_z, half[2])), spacing_mm)
 
-    parts = {
-        "background": _prism(grid, body_outline_mm, BODY_Z_MM),
-        "lung_insert": _prism(grid, _disk(0.0, 0.0, LUNG_RADIUS_MM), BODY_Z_MM),
-    }
-    parts |= {f"sphere_{d:g}": sphere_fraction(grid, (*sphere_centers_mm()[d], 0.0), d / 2) for d in SPHERES_MM}
-    activity, mu = np.zeros(grid.shape), np.zeros(grid.shape)
+    body = _prism(grid, body_outline_mm, BODY_Z_MM)
+    activity, mu = body * background_bqml, body * MU_WATER_PER_CM
     labels = np.zeros(grid.shape, np.uint8)
-    for value, (name, part) in enumerate(parts.items(), start=1):
-        bqml = background_bqml * (0.0 if name == "lung_insert" else ratio if name.startswith("sphere") else 1.0)
-        # What was there before makes way for the part.
-        activity += part * (bqml - (background_bqml if value > 1 else 0.0))
-        mu += part * (MU_LUNG_PER_CM - MU_WATER_PER_CM if name == "lung_insert" else MU_WATER_PER_CM * (value == 1))
-        labels[part >= 0.5] = value
-    names = {0: "outside", **dict(enumerate(parts, start=1))}
+    labels[body >= 0.5] = 1
+    # What was there before makes way for a part.
+    lung = _prism(grid, _disk(0.0, 0.0, LUNG_RADIUS_MM), BODY_Z_MM)
+    activity -= lung * background_bqml
+    mu += lung * (MU_LUNG_PER_CM - MU_WATER_PER_CM)
+    labels[lung >= 0.5] = 2
+    names = {0: "outside", 1: "background", 2: "lung_insert"}
+    for label, d in enumerate(SPHERES_MM, start=3):
+        center = (*sphere_centers_mm()[d], 0.0)
+        inside, whole = (sphere_fraction(grid, center, d / 2 + wall) for wall in (0.0, SPHERE_WALL_MM))
+        activity += (inside * (0.0 if d in cold_mm else ratio) - whole) * background_bqml
+        mu += (whole - inside) * (MU_PLASTIC_PER_CM - MU_WATER_PER_CM)
+        labels[inside >= 0.5] = label
+        names[label] = f"sphere_{d:g}"
     if scatter_phantom:
         ends = (BODY_Z_MM[0] - _SCATTER_LENGTH_MM, BODY_Z_MM[0])
         cylinder = _prism(grid, _disk(0.0, 0.0, _SCATTER_RADIUS_MM), ends)
         line = _prism(grid, _disk(0.0, -_LINE_DOWN_MM, _LINE_RADIUS_MM), ends)
         mu += cylinder * _MU_POLYETHYLENE_PER_CM
-        line_bq = _LINE_MBQ * 1e6 * background_bqml / BACKGROUND_BQML
-        activity += line * line_bq / (line.sum() * grid.voxel_ml)
+        part = _covered(grid.axis_mm(2), grid.spacing_mm[2], *ends).sum() * grid.spacing_mm[2] / _SCATTER_LENGTH_MM
+        if part > 0:
+            line_bq = _LINE_MBQ * 1e6 * background_bqml / BACKGROUND_BQML * part
+            activity += line * line_bq / (line.sum() * grid.voxel_ml)
         labels[cylinder >= 0.5] = 9
         names[9] = "scatter_phantom"
     return _subject("nema-image-quality", np.clip(activity, 0, None), np.clip(mu, 0, None), labels, names, grid)

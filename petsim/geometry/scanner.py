@@ -18,6 +18,11 @@ SPEED_OF_LIGHT_MM_PER_PS = 0.299792458
 CRYSTAL_MATERIALS = ("LSO", "LYSO", "BGO")
 PHOTOSENSORS = ("SiPM", "PMT", "APD")
 
+CONTRAST_FIELDS = (
+    "contrast_recovery_percent", "contrast_cold_mm", "contrast_background_bqml", "contrast_duration_s", "contrast_preset",
+)  # fmt: skip
+"""Of a published image quality test. No simulation depends on them."""
+
 
 @dataclass(frozen=True)
 class Scanner:
@@ -81,6 +86,15 @@ class Scanner:
     peak_necr_kcps, peak_necr_kbqml : float, optional
         Peak of the NEMA NU 2 noise equivalent count rate (70 cm phantom), and the activity concentration of the peak. None
         as well where no peak was reached.
+    contrast_recovery_percent : tuple, optional
+        NEMA NU 2 contrast recovery of the spheres of 10, 13, 17, 22, 28 and 37 mm at 4:1. Only with the reconstruction that
+        gave it; what follows goes with it.
+    contrast_cold_mm : tuple, optional
+        Diameters of spheres that held water without activity, as before NU 2-2018.
+    contrast_background_bqml, contrast_duration_s : float, optional
+        Concentration in the background at scan start, and scan duration.
+    contrast_preset : str, optional
+        Preset that copies the reconstruction.
     protocol_mbq_per_kg, protocol_uptake_s, protocol_duration_s : float, optional
         Clinical FDG protocol used where neither source nor user says otherwise.
     protocol_bed_overlap : float, optional
@@ -122,6 +136,11 @@ class Scanner:
     scatter_fraction: float | None = None
     peak_necr_kcps: float | None = None
     peak_necr_kbqml: float | None = None
+    contrast_recovery_percent: tuple[float, ...] | None = field(default=None, compare=False)
+    contrast_cold_mm: tuple[float, ...] | None = field(default=None, compare=False)
+    contrast_background_bqml: float | None = field(default=None, compare=False)
+    contrast_duration_s: float | None = field(default=None, compare=False)
+    contrast_preset: str | None = field(default=None, compare=False)
     protocol_mbq_per_kg: float | None = None
     protocol_uptake_s: float | None = None
     protocol_duration_s: float | None = None
@@ -148,6 +167,9 @@ class Scanner:
             raise DataError(f"scanner {self.name}: tof_fwhm_ps, tof_bin_ps and tof_bins go together")
         if (self.peak_necr_kcps is None) != (self.peak_necr_kbqml is None):
             raise DataError(f"scanner {self.name}: peak_necr_kcps and peak_necr_kbqml go together")
+        known = {name: getattr(self, name) is not None for name in CONTRAST_FIELDS if name != "contrast_cold_mm"}
+        if len(set(known.values())) > 1:
+            raise DataError(f"scanner {self.name}: {', '.join(known)} go together")
         if self.scatter_fraction is not None and not 0 < self.scatter_fraction < 1:
             raise DataError(f"scanner {self.name}: scatter_fraction must lie between 0 and 1, got {self.scatter_fraction:g}")
         if self.energy_window_kev is not None and not 0 < self.energy_window_kev[0] < self.energy_window_kev[1]:

@@ -32,40 +32,48 @@ class Figure:
         Field of the scanner's file, or that with a suffix for a second way to the same figure.
     ours : float
     published : float or None
-    points : bool
-        Whether the deviation is a difference (of a fraction) instead of a ratio.
+    point : float, optional
+        What a point is, where the deviation is a difference: 0.01 for a fraction, 1 for percent. None: it is a ratio.
     kind : str
         "predicted" from geometry and global constants, or "calibrated" where a published number of this scanner went in.
     source : str
         Of the published value.
     verified : bool
         Whether the source of the published value was read.
+    tolerance_points : float, optional
+        Deviation up to which the published value counts as met; None: no verdict.
     """
 
     name: str
     ours: float
     published: float | None = None
-    points: bool = False
+    point: float | None = None
     kind: str = "predicted"
     source: str = ""
     verified: bool = False
+    tolerance_points: float | None = None
 
     @property
     def deviation(self) -> float | None:
-        """Ours - published for fractions, else ours / published - 1; None where nothing is published."""
+        """Ours - published where there are points, else ours / published - 1; None where nothing is published."""
         if self.published is None:
             return None
-        return self.ours - self.published if self.points else self.ours / self.published - 1
+        return self.ours / self.published - 1 if self.point is None else self.ours - self.published
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the deviation is no larger than the tolerance; None without a verdict."""
+        if self.tolerance_points is None or self.deviation is None or self.point is None:
+            return None
+        return abs(self.deviation) <= self.tolerance_points * self.point
 
 
-def figure(scanner: Scanner, field: str, ours: float, *, suffix: str = "", points: bool = False,
+def figure(scanner: Scanner, field: str, ours: float, *, suffix: str = "", point: float | None = None,
            kind: str = "predicted") -> Figure:  # fmt: skip
     """A figure beside the scanner's own field."""
     published = getattr(scanner, field)
     source = scanner.sources.get(field, "")
-    return Figure(
-        field + suffix, ours, published, points, kind, source, published is not None and scanner.is_verified(field)
-    )
+    return Figure(field + suffix, ours, published, point, kind, source, published is not None and scanner.is_verified(field))
 
 
 def run_tests(scanner: Scanner, names: Iterable[str], decays: int | None = None, seed: int = 0,
@@ -111,20 +119,25 @@ def table(figures: Iterable[Figure]) -> str:
     lines = [f"{'figure':32s} {'ours':>9s} {'published':>10s} {'deviation':>10s}  how         source"]
     for f in figures:
         published = "" if f.published is None else f"{f.published:.4g}"
-        deviation = "" if f.deviation is None else f"{100 * f.deviation:+.1f} {'pt' if f.points else '% '}"
+        unit, one = ("% ", 0.01) if f.point is None else ("pt", f.point)
+        deviation = "" if f.deviation is None else f"{f.deviation / one:+.1f} {unit}"
         note = f.source if f.verified or not f.source or "not verified" in f.source else f"{f.source} (not verified)"
+        if f.is_met is not None:
+            note = f"{'within' if f.is_met else 'NOT within'} {f.tolerance_points:g} points; {note}"
         lines.append(f"{f.name:32s} {f.ours:9.4g} {published:>10s} {deviation:>10s}  {f.kind:10s}  {note}".rstrip())
     return "\n".join(lines)
 
 
 def as_json(scanner: Scanner, figures: Iterable[Figure]) -> dict[str, Any]:
-    """Ours, published and deviation by figure, with what was calibrated and which published values are verified."""
+    """Ours, published and deviation by figure, verdicts (is_met) where there are any, what was calibrated and which
+    published values are verified."""
     figures = list(figures)
     return {
         "scanner": scanner.name,
         "ours": {f.name: f.ours for f in figures},
         "published": {f.name: f.published for f in figures},
         "deviation": {f.name: f.deviation for f in figures},
+        "is_met": {f.name: f.is_met for f in figures if f.is_met is not None},
         "calibrated": [f.name for f in figures if f.kind == "calibrated"],
         "verified": [f.name for f in figures if f.verified],
     }

@@ -2,13 +2,14 @@
 
 Written from memory of the standard and of papers that report by it; the text of NU 2-2018 was not read. Filtered back
 projection without a window, as the standard asks, of noise-free line integrals of the simulator's forward model: single
-crystals, the published resolution as a Gaussian blur, and the rays of a crystal pair, which add the crystals' width and,
-off center, the depth of interaction.
+crystals, a blur with which all is as wide as the published resolution at the center, and the rays of a crystal pair, which
+add the depth of interaction off center.
 
-The published resolution at 1 cm, which goes in, holds the crystals' width and a back projection already. So the widths are
-wider than it, and say what a simulated scan shows; they predict nothing but how the radial width grows with the radius.
-That growth has the right variance, but the two depths of the usual 2 x 2 rays are two lines: where they lie farther apart
-than the blur is wide, as at 20 cm, half the maximum is reached farther out than with more rays.
+The published resolution at 1 cm is what goes in, and holds a back projection already. So the widths at 1 cm are a little
+wider than it by what back projection and the crystals' sampling add, and say what a simulated scan shows; they predict
+nothing but how the radial width grows with the radius. That growth has the right variance, but the two depths of the usual
+2 x 2 rays are two lines: where they lie farther apart than the blur is wide, as at 20 cm, half the maximum is reached
+farther out than with more rays.
 """
 
 import math
@@ -28,6 +29,7 @@ from petsim.geometry.scanner import Scanner
 from petsim.geometry.sinogram import SinogramLayout, radials_for
 from petsim.nema.bench import Figure
 from petsim.physics.resolution import ray_design
+from petsim.plan import forward_blur_mm
 from petsim.projectors.choose import projector_class
 from petsim.recon.fbp import fbp_2d
 from petsim.settings import SimulationSettings
@@ -95,7 +97,7 @@ def _scan(scanner: Scanner, places_mm: list[tuple[float, float, float]]) -> tupl
 
     grid = grid_of(half_ring / math.ceil(VOXELS_PER_FWHM * half_ring / fwhm[2]))
     points = np.sum([sphere_fraction(grid, place, DIAMETER_MM / 2) for place in places_mm], axis=0)
-    blurred = gaussian(points, fwhm, grid.spacing_mm)
+    blurred = gaussian(points, forward_blur_mm(scanner, grid, SimulationSettings.rays), grid.spacing_mm)
     data = np.zeros((layout.views, layout.radials, layout.planes), np.float32)
     rays = ray_design(SimulationSettings.rays, scanner)
     for ray in rays:

@@ -32,7 +32,7 @@ _RANDOM_PAIRS = 1_000_000
 def run(scanner: Scanner, decays: int | None, seed: int, out: Path | None) -> list[Figure]:
     """The scatter fraction beside the published one."""
     measured = measure(scanner, decays or DECAYS, seed)
-    return [figure(scanner, "scatter_fraction", measured.response.scatter_fraction, points=True)]
+    return [figure(scanner, "scatter_fraction", measured.response.scatter_fraction, point=0.01)]
 
 
 def phantom() -> tuple[Grid, np.ndarray, np.ndarray]:

@@ -3,8 +3,8 @@
 The published NEMA NU 2 resolution of a scanner (`resolution_fwhm_mm`) was measured with F-18 near the center. It holds the
 positron range of F-18, non-collinearity and crystal size, but no depth of interaction, which blurs off center only. So the
 forward model blurs by it, less what its rays and voxels blur by themselves (`blur_left_mm`), adds what another isotope's
-positrons fly beyond those of F-18 (`add_positron_range`), and moves the ends of its rays in depth (`ray_design`). The merging
-of crystals is not in the published figure, and blurs beyond it. What filtered back projection added to that figure, some
+positrons fly beyond those of F-18 (`add_positron_range`), and moves the ends of its rays in depth (`ray_design`). Merging
+crystals is not in the published figure, and blurs beyond it. What filtered back projection added to that figure, a few
 percent without a window, stays in the model.
 """
 

@@ -17,6 +17,7 @@ from data_recipes.phantoms.nema import (
 BODY_MM2 = np.pi * 147**2 / 2 + 140 * 77 + np.pi * 77**2 / 2
 LUNG_ML = np.pi * 25**2 * 194e-3
 SPHERES_ML = sum(np.pi / 6 * d**3 * 1e-3 for d in SPHERES_MM)
+WALLS_ML = sum(np.pi / 6 * (d + 2) ** 3 * 1e-3 for d in SPHERES_MM) - SPHERES_ML
 
 
 @pytest.mark.parametrize(("radius", "spacing"), [(5.0, (2.0, 2.0, 2.0)), (18.5, (3.3, 2.1, 5.0)), (0.5, (1.0, 1.0, 1.0)),
@@ -41,9 +42,11 @@ def test_ball_beside_the_grid_is_nothing():
 def test_body_phantom_holds_its_activity_and_mass(spacing):
     subject = body_phantom(background_bqml=1000.0, ratio=4.0, spacing_mm=spacing)
     body_ml = BODY_MM2 * 194e-3
-    wanted = 1000 * (body_ml - LUNG_ML + 3 * SPHERES_ML)
+    wanted = 1000 * (body_ml - LUNG_ML + 3 * SPHERES_ML - WALLS_ML)
     assert subject.total_mbq() * 1e6 == pytest.approx(wanted, rel=2e-4)
-    mass = 0.096 * (body_ml - LUNG_ML) + 0.0288 * LUNG_ML
+    # C5H8O2 of 1.18 g/mL: 54 electrons in 100.116 g/mol, water 10 in 18.015.
+    plastic = 0.096 * 1.18 * (54 / 100.116) / (10 / 18.015)
+    mass = 0.096 * (body_ml - LUNG_ML - WALLS_ML) + 0.0288 * LUNG_ML + plastic * WALLS_ML
     assert subject.mu_per_cm.sum(dtype=float) * subject.grid.voxel_ml == pytest.approx(mass, rel=2e-4)
     np.testing.assert_allclose(subject.grid.center_mm, 0, atol=1e-9)
 
@@ -66,6 +69,33 @@ def test_parts_are_where_they_belong():
     assert at(69, -109, 0)[0] == 1000 and at(69, -115, 0)[0] == 0 and at(120, 60, 0)[0] == 0
     assert at(0, 109, 0)[0] == 1000 and at(0, 115, 0)[0] == 0
     assert at(100, 0, 67)[0] == 1000 and at(100, 0, 73)[0] == 0 and at(100, 0, -121)[0] == 1000 and at(100, 0, -127)[0] == 0
+
+
+def test_cold_spheres_and_walls():
+    """Cold spheres have no activity, and a wall takes that of the background around a sphere."""
+    hot = body_phantom(background_bqml=1000.0)
+    some = body_phantom(background_bqml=1000.0, cold_mm=(28.0, 37.0))
+    lost = sum(4 * np.pi / 6 * d**3 for d in (28.0, 37.0))
+    assert (hot.total_mbq() - some.total_mbq()) * 1e6 == pytest.approx(lost, rel=1e-3)
+    np.testing.assert_array_equal(hot.mu_per_cm, some.mu_per_cm)
+    np.testing.assert_array_equal(hot.labels, some.labels)
+    # Through the middle of the cold sphere of 37 mm, whose wall ends 19.5 mm from it.
+    fine = Grid.centered((90, 1, 1), (0.5, 0.5, 0.5), (-57.2, 0.0, 0.0))
+    cold, away = body_phantom(background_bqml=1000.0, cold_mm=(37.0,), grid=fine), np.abs(fine.axis_mm(0) + 57.2)
+    line, mu = cold.activity_bqml[:, 0, 0], cold.mu_per_cm[:, 0, 0]
+    assert np.all(np.abs(line[away < 19.0]) < 1e-3) and np.allclose(line[away > 20.0], 1000)
+    assert np.allclose(mu[(away > 18.8) & (away < 19.2)], 0.1101, rtol=1e-3) and np.allclose(mu[away < 18.0], 0.096)
+
+
+def test_the_phantom_on_a_grid_of_its_own_is_the_same_phantom():
+    usual = body_phantom(scatter_phantom=True, spacing_mm=(4.0, 4.0, 4.0))
+    x, y, z = usual.grid.shape
+    cut = 100
+    grid = Grid((x, y, z - cut), usual.grid.spacing_mm, (*usual.grid.origin_mm[:2], usual.grid.origin_mm[2] + 4.0 * cut))
+    part = body_phantom(scatter_phantom=True, grid=grid)
+    assert part.grid == grid
+    np.testing.assert_allclose(part.activity_bqml, usual.activity_bqml[..., cut:], rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(part.mu_per_cm, usual.mu_per_cm[..., cut:])
 
 
 def test_outline_is_closed_and_as_wide_as_the_drawing():
@@ -103,6 +133,7 @@ def test_points_hold_their_activity():
 
 
 @pytest.mark.parametrize("make", [
+    lambda: body_phantom(cold_mm=(11.0,)),
     lambda: body_phantom(ratio=0.0), lambda: body_phantom(background_bqml=-1.0), lambda: point_sources([]),
     lambda: point_sources(activity_mbq=0.0),
 ])  # fmt: skip

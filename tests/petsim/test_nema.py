@@ -176,7 +176,7 @@ def test_the_phantom():
 
 def test_figures_and_deviations():
     ratio = Figure("a", 11.0, 10.0, source="somewhere", verified=True)
-    points = Figure("b", 0.37, 0.40, points=True, source="elsewhere")
+    points = Figure("b", 0.37, 0.40, point=0.01, source="elsewhere")
     alone = Figure("c", 3.0, kind="calibrated")
     assert ratio.deviation == pytest.approx(0.1) and points.deviation == pytest.approx(-0.03) and alone.deviation is None
     text = table([ratio, points, alone])
@@ -192,7 +192,7 @@ def test_command_line(tmp_path):
     arguments = ["nema", "--scanner", "omni_legend_32", "--decays", "100000", "--json", "--out", str(tmp_path / "out")]
     done = subprocess.run([*run, *arguments], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert set(result) == {"scanner", "ours", "published", "deviation", "calibrated", "verified"}
+    assert set(result) == {"scanner", "ours", "published", "deviation", "is_met", "calibrated", "verified"}
     assert set(result["ours"]) == set(result["published"]) == set(result["deviation"])
     assert result["deviation"]["sensitivity_cps_per_kbq"] == pytest.approx(
         result["ours"]["sensitivity_cps_per_kbq"] / 47.3 - 1

@@ -1,6 +1,7 @@
 """Positron range, depth of interaction and the resolution budget against closed forms."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ from scipy.optimize import brentq
 
 from data_recipes.errors import DataError
 from data_recipes.isotopes import isotope, range_terms
+from data_recipes.phantoms.nema import point_sources
+from petsim.filters import gaussian
 from petsim.geometry.scanner import load_scanner
 from petsim.geometry.sinogram import SinogramLayout
+from petsim.model import build_model
 from petsim.physics.resolution import (
     FWHM_PER_SIGMA,
     add_positron_range,
+    blur_left_mm,
     depth_sigma_mm,
     fwhm_with_range,
     range_kernel,
@@ -20,7 +25,10 @@ from petsim.physics.resolution import (
     ray_design,
     resolution_budget,
 )
+from petsim.plan import plan_subject
+from petsim.settings import SimulationSettings
 
+SMALL = str(Path(__file__).parent.parent / "small_scanner.toml")
 SPACING = (1.5, 2.5, 2.0)
 
 
@@ -149,6 +157,42 @@ def test_depth_follows_the_crystals_of_a_flat_side():
         if merge == 1:
             distance = (before * moved / 4.0).sum(axis=-1)
             np.testing.assert_allclose(distance, scanner.radius_mm)
+
+
+def test_what_voxels_and_crystals_blur_is_left_to_them():
+    """Variances of the applied kernel, activity averaged over voxels, interpolation and rays add up to what is wanted."""
+    fwhm, voxels, crystals = (4.0, 5.0, 3.0), (1.6, 1.6, 5.0), (3.2, 3.3)
+    left = blur_left_mm(fwhm, voxels, crystals)
+    for axis in (0, 1):
+        point = np.zeros((41, 41, 3), np.float32)
+        point[20, 20, 1] = 1
+        kernel = gaussian(point, left, voxels).sum(axis=(1 - axis, 2), dtype=np.float64)
+        spread = kernel @ (voxels[axis] * (np.arange(41) - 20)) ** 2
+        spread += 1.6**2 * (1 / 12 + (1 / 2 + 1 / np.pi) / 6) + 3.2**2 / 24
+        assert spread == pytest.approx((fwhm[axis] / FWHM_PER_SIGMA) ** 2, rel=1e-4)
+    assert left[2] == 0
+
+
+@pytest.mark.parametrize(("preset", "merged"), [("full", 1), ("standard", 2)])
+def test_the_forward_model_is_as_sharp_as_published(preset, merged):
+    """Variance of a small ball's projection over radial positions: that of the resolution, r^2 / 5 of the ball, and what the
+    merging of crystals of a pitch p adds, (merged^2 - 1) p^2 / 24."""
+    scanner = replace(load_scanner(SMALL), transaxial_block_real=21, resolution_fwhm_mm=(14.0, 14.0, 10.0))
+    settings = SimulationSettings(drf=(), scanner=SMALL, preset=preset, scatter="none", randoms="none",
+                                  efficiency_spread=0.0, fov_mm=150.0)  # fmt: skip
+    found = []
+    for place in ((0.0, 0.0, 0.0), (3.1, -1.7, 1.3), (-5.3, 4.2, 0.4)):
+        plan = plan_subject(point_sources([place], diameter_mm=4.0, spacing_mm=(1.0, 1.0, 1.0)), settings, scanner)
+        plan = replace(plan, subject=replace(plan.subject, mu_per_cm=0 * plan.subject.mu_per_cm))
+        views = np.arange(plan.layout.views)
+        profile = build_model(plan, settings).expected(views).sum(axis=(2, 3), dtype=float)
+        x1, y1, x2, y2 = np.moveaxis(plan.layout.transaxial_ends(views), -1, 0)
+        at = (x1 * y2 - x2 * y1) / np.hypot(x2 - x1, y2 - y1)
+        mean = np.average(at, axis=1, weights=profile)
+        found.append(np.average((at - mean[:, None]) ** 2, axis=1, weights=profile).mean())
+    pitch = 2 * np.pi * scanner.radius_mm / scanner.crystals_per_ring
+    wanted = (14.0 / FWHM_PER_SIGMA) ** 2 + 2.0**2 / 5 + (merged**2 - 1) * pitch**2 / 24
+    assert np.mean(found) == pytest.approx(wanted, rel=0.05)
 
 
 def test_budget_adds_up_and_meets_moses():
