@@ -206,8 +206,10 @@ def _own_tof(layout: SinogramLayout, header: Header, fov_mm: float) -> SinogramL
     scanner = layout.scanner
     if not layout.is_tof or header.tof_bins == 1:
         return replace(layout, merge_tof=0, tof_bins=1)
-    merge, _ = merged_tof(header, layout.merge_tof * scanner.given("tof_bin_ps"))
-    return replace(layout, merge_tof=merge, tof_bins=tof_bins_for(scanner, merge, fov_mm, TOF_SIGMAS))
+    merge, together = merged_tof(header, layout.merge_tof * scanner.given("tof_bin_ps"))
+    # Bins beyond those of the events have no counts: nothing may be expected there.
+    known = (header.tof_bins // together - 1) // 2 * 2 + 1
+    return replace(layout, merge_tof=merge, tof_bins=min(known, tof_bins_for(scanner, merge, fov_mm, TOF_SIGMAS)))
 
 
 @dataclass(frozen=True)

@@ -322,3 +322,20 @@ def test_delayed_events_without_real_partners_do_not_count():
     events["is_delayed"] = [1, 1, 0]
     fans.add(events)
     assert fans.counts.sum() == 2
+
+
+def test_a_wider_field_of_view_asks_for_no_more_tof_bins_than_events_have(tmp_path):
+    """Randoms expected in bins that cannot have counts would pass for missing scatter: activity 10 % high on a Quadra."""
+    settings = replace(SETTINGS, fov_mm=240.0, drf=(4.0,))
+    simulate_plan(plan_subject(SUBJECT, settings), settings, listmode=tmp_path)
+    source = hdf5.read(tmp_path / f"{SUBJECT.name}_r0_drf1.lm.h5")
+    mu = tmp_path / "mu.nii.gz"
+    nib.save(nib.Nifti1Image(SUBJECT.mu_per_cm, SUBJECT.grid.affine), mu)
+    found = []
+    for fov_mm in (240.0, 600.0):
+        raw, options = replace(RAW, fov_mm=fov_mm, drf=()), ReadOptions(mu=str(mu))
+        plan = plan_recorded(source, raw, options)
+        assert plan.layout.merge_tof * plan.layout.tof_bins <= source.header.tof_bins
+        found.append(reconstruct_recorded(source, plan, raw, options)[1].counts[0])
+    for name in ("prompts", "randoms", "scatter"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=0.02)
