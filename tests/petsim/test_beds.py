@@ -247,7 +247,7 @@ def test_estimated_scatter_takes_a_rough_pass_over_all_positions_first(scan, res
         found = {"scatter_scales": [{"scale": 1.0 + plan.bed, "how": how, "counts": 10.0, "deviation": 0.1}
                                     for how in ("fitted", "fallback" if plan.bed else "fitted", "fitted")],
                  "estimated_minus_true": {"mu_per_cm": 3.0, "normalization": 0.0, "singles": [0.1, 0.2, 0.3]}}  # fmt: skip
-        told = {**result.provenance, "warnings": [], "reconstruction": {"by_realization": [found]}}
+        told = {**result.provenance, "warnings": [], "reconstruction": {"by_realization": [found], "from_events_drf": []}}
         return replace(result, images=np.full(shape, 100.0 + plan.bed, np.float32), noise_free=None, provenance=told,
                        counts=[dict(row) for row in result.counts])  # fmt: skip
 

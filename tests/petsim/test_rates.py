@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_recipes.errors import DataError
-from petsim.geometry.scanner import load_scanner, scanner_names
+from petsim.geometry.scanner import CONTRAST_FIELDS, load_scanner, scanner_names
 from petsim.physics.monte_carlo import lutetium
 from petsim.physics.rates import (
     CHOSEN_ON,
@@ -34,6 +34,7 @@ PUBLISHED_FIELDS = {
     "axial_fov_mm", "radial_bins", "energy_resolution", "energy_window_kev", "coincidence_window_ns", "tof_fwhm_ps",
     "tof_bin_ps", "tof_bins", "resolution_fwhm_mm", "sensitivity_cps_per_kbq", "scatter_fraction", "peak_necr_kcps",
     "peak_necr_kbqml", "protocol_mbq_per_kg", "protocol_uptake_s", "protocol_duration_s", "protocol_bed_overlap",
+    *CONTRAST_FIELDS,
 }  # fmt: skip
 """Geometry, hardware, settings and published results. A number fitted to make a simulation agree has no place among them."""
 
