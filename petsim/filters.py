@@ -71,10 +71,10 @@ def _add_rows(weights, rows, first, stride, out):
 
 @nb.njit(cache=True, nogil=True, parallel=True, fastmath=_FAST)
 def _convolve(image, along_x, along_y, along_z, out):
-    """All axes of a slab while it is in the cache."""
+    """All axes of a slab while it is in the cache, in blocks of its flat voxels."""
     nx, ny, nz = image.shape
     hx, hy, hz = along_x.size // 2, along_y.size // 2, along_z.size // 2
-    flat, size = image.reshape(-1), ny * nz
+    flat, size, stride = image.reshape(-1), ny * nz, nz + 2 * hz
     for task in nb.prange(nx):
         x = np.int64(task)  # numba's own is unsigned.
         slab, rows = np.zeros(size + 2 * hy * nz, np.float32), np.zeros(size, np.float32)
@@ -85,9 +85,11 @@ def _convolve(image, along_x, along_y, along_z, out):
             _add_rows(along_x[low - x + hx : high - x + hx], flat, low * size + first, size, to)
         for first in range(0, size, _BLOCK):
             _add_rows(along_y, slab, first, nz, rows[first : min(first + _BLOCK, size)])
-        padded = np.zeros(nz + 2 * hz, np.float32)
+        # Zeros between rows keep them apart.
+        padded, sums = np.zeros(ny * stride + 2 * hz, np.float32), np.zeros(ny * stride, np.float32)
         for y in range(ny):
-            padded[hz : hz + nz] = rows[y * nz : (y + 1) * nz]
-            to = out[x, y]
-            to[:] = np.float32(0)
-            _add_rows(along_z, padded, 0, 1, to)
+            padded[y * stride + hz :][:nz] = rows[y * nz :][:nz]
+        for first in range(0, sums.size, _BLOCK):
+            _add_rows(along_z, padded, first, 1, sums[first : min(first + _BLOCK, sums.size)])
+        for y in range(ny):
+            out[x, y] = sums[y * stride :][:nz]

@@ -445,16 +445,17 @@ def pad(images, support, space, out):
         d, x = task // slabs, np.int64(task % slabs) - PAD
         begin = np.int64(x + PAD) * space.stride_x
         slab = out[d, begin : begin + space.stride_x]
-        slab[:] = _F32(0)
         if x == nx - 1 + PAD:
             out[d, begin + space.stride_x :] = _F32(0)
-        if not 0 <= x < nx:
-            continue
-        for y in range(ny):
-            if support[x, y]:
-                at = (y + PAD) * space.stride_y + PAD
-                slab[at : at + nz] = images[d, x, y]
-                slab[at - 1], slab[at + nz] = slab[at], slab[at + nz - 1]
+        for row in range(ny + 2 * PAD):
+            y, to = np.int64(row) - PAD, slab[row * space.stride_y : (row + 1) * space.stride_y]
+            if 0 <= x < nx and 0 <= y < ny and support[x, y]:
+                to[:PAD] = _F32(0)
+                to[PAD : PAD + nz] = images[d, x, y]
+                to[PAD + nz :] = _F32(0)
+                to[PAD - 1], to[PAD + nz] = to[PAD], to[PAD + nz - 1]
+            else:
+                to[:] = _F32(0)
 
 
 @nb.njit(cache=True, nogil=True, parallel=True)
