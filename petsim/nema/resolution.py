@@ -205,8 +205,8 @@ def point_widths(image: np.ndarray, grid: Grid, place_mm: tuple[float, float, fl
 def full_width(profile: np.ndarray, step_mm: float, level: float) -> float:
     """Full width of a peak at a fraction of its maximum.
 
-    The maximum is that of the parabola through the highest sample and its neighbors; the crossings are found by linear
-    interpolation between neighboring samples.
+    The maximum is that of the parabola through the highest sample and its neighbors; the outermost crossings are found by
+    linear interpolation between neighboring samples.
 
     Parameters
     ----------
@@ -237,11 +237,11 @@ def full_width(profile: np.ndarray, step_mm: float, level: float) -> float:
     ends = []
     for way in (-1, 1):
         side = profile[top::way]
-        below = np.flatnonzero(side < wanted)
-        if below.size == 0:
+        # The outermost crossing: a point far off center may have two peaks.
+        last = int(np.flatnonzero(side >= wanted)[-1])
+        if last == len(side) - 1:
             raise DataError(f"the peak does not fall to {level:g} of its maximum; use a wider field of view")
-        k = int(below[0])
-        ends.append(k - 1 + float((side[k - 1] - wanted) / (side[k - 1] - side[k])))
+        ends.append(last + float((side[last] - wanted) / (side[last] - side[last + 1])))
     return sum(ends) * step_mm
 
 

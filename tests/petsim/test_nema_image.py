@@ -133,6 +133,13 @@ def test_image_that_misses_the_spheres_is_refused():
         measure(np.ones((3, 3, 3)), GRID)
 
 
+def test_two_peaks_are_as_wide_as_both():
+    """Triangles of half-width 2 at 5 and 11: the higher one alone is 2 wide at its half, both together from 4.5 to 12."""
+    x = np.arange(0, 17, 0.5)
+    profile = np.maximum(0, 1 - np.abs(x - 11) / 2) + 2 / 3 * np.maximum(0, 1 - np.abs(x - 5) / 2)
+    assert full_width(profile, 0.5, 0.5) == pytest.approx(12 - 4.5, abs=0.3)
+
+
 @pytest.mark.parametrize(("center", "fwhm"), [(10.0, 4.0), (10.3, 3.1), (9.77, 6.0)])
 def test_widths_of_a_sampled_gaussian(center, fwhm):
     x = np.arange(101) * 0.2
