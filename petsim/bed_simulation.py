@@ -54,7 +54,7 @@ def simulate_beds(
     weights = knitting_weights(axial_sensitivity(plan), firsts, scan.grid.shape[2], decays[:, 0].tolist(), margin)
     # Images are in Bq/mL at the start of their own position.
     to_start = weights / decays
-    passes = 2 if len(scan.beds) > 1 and settings.corrections == "estimated" and settings.scatter != "none" else 1
+    passes = 2 if len(scan.beds) > 1 and settings.finds_scatter else 1
     around = None
     if passes == 2:
         first = [

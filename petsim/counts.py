@@ -68,8 +68,7 @@ def storage(plan: Plan, settings: SimulationSettings, noise_free: bool, level: f
     drfs = settings.ladder()
     least = plan.bytes_needed(len(drfs) + noise_free, len(drfs), settings.live_fractions)
     bins = float(np.prod(plan.layout.shape))
-    left = plan.preset.iterations - (settings.corrections == "estimated" and settings.scatter != "none")
-    from_events = doses_from_events(plan, settings, [level / d for d in drfs], left)
+    from_events = doses_from_events(plan, settings.backend, [level / d for d in drfs], settings.finds_scatter)
     counts = sum(min(bins, 1.1 * SPARSE_BYTES * level / d) for d in drfs)
     counts += sum(EVENT_BYTES * level / drfs[k] for k in from_events)
     place = place_for(counts, budget - least)
@@ -86,22 +85,23 @@ def place_for(wanted: float, room: float) -> Place:
     return "disk" if wanted < DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free else "redrawn"
 
 
-def doses_from_events(
-    plan: Plan, settings: SimulationSettings, prompts: Sequence[float], iterations: int
-) -> tuple[int, ...]:
+def doses_from_events(plan: Plan, backend: str, prompts: Sequence[float], finds_scatter: bool) -> tuple[int, ...]:
     """Doses that cost less to update from their events than from all bins.
 
     Parameters
     ----------
-    plan, settings
+    plan : Plan
+    backend : str
+        Events are projected by numba's only.
     prompts : sequence of float
         By dose.
-    iterations : int
-        After those that find scatter; 0 counts as 1, since an only iteration is done again once scatter is found.
+    finds_scatter : bool
+        The first iteration is made from bins; if it is the only one, it is done again once scatter is found.
     """
-    if choose_backend(settings.backend)[0] != "numba":
+    if choose_backend(backend)[0] != "numba":
         return ()
-    return tuple(k for k, counts in enumerate(prompts) if event_cost(plan.layout, counts, max(iterations, 1)) < 1)
+    iterations = max(plan.preset.iterations - finds_scatter, 1)
+    return tuple(k for k, counts in enumerate(prompts) if event_cost(plan.layout, counts, iterations) < 1)
 
 
 def draw_thinned(ladder: DoseLadder, expected: np.ndarray, views: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

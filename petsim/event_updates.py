@@ -7,20 +7,23 @@ ladder. Each dose has events of its own, so that its image does not depend on th
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from petsim.counts import CountStream, InFile, Place, Storage
-from petsim.projectors.listmode import Events, ListmodeProjector, Tof, pair_order
-from petsim.recon.listmode import BinLines, joined
+from petsim.projectors.listmode import Events, ListmodeProjector
+from petsim.recon.listmode import BinLines, SubsetEvents
 from petsim.recon.osem import EmBack
 from petsim.reconstruct import Reconstructor
 
+Ready = Callable[[], tuple[ListmodeProjector, np.ndarray]]
+"""Gives the projector of an image's events of a subset, and their scatter and randoms over the factors of a bin."""
+
 
 class EventUpdates:
-    """`EmBack` of some images from their events. A context manager, which removes its temporary file.
+    """`EmBack` of some images from their events.
 
     Parameters
     ----------
@@ -32,71 +35,52 @@ class EventUpdates:
         Their places among those of `recon`.
     place : str
         Where events wait for the next iteration; redrawn: found anew. All places give the same numbers bit for bit.
+    file : optional
+        Where they are written if the place is the disk.
     """
 
     def __init__(
-        self, recon: Reconstructor, counts: Callable[[np.ndarray], np.ndarray], images: Sequence[int], place: Place
+        self,
+        recon: Reconstructor,
+        counts: Callable[[np.ndarray], np.ndarray],
+        images: Sequence[int],
+        place: Place,
+        file: Any,
     ) -> None:
-        self._recon, self._counts, self._images, self._place = recon, counts, images, place
-        plan = recon.plan
-        layout = plan.layout
-        self._lines = BinLines(layout)
-        self._tof = Tof(layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm) if layout.is_tof else None
-        # Closed, and thereby removed, by __exit__.
-        self._file: Any = tempfile.TemporaryFile(prefix="petsim-") if place == "disk" else None  # noqa: SIM115
-        self._held: dict[int, list[Any]] = {}
-
-    def __enter__(self) -> "EventUpdates":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._held.clear()
-        if self._file is not None:
-            self._file.close()
+        self._recon, self._counts, self._images, self._place, self._file = recon, counts, images, place, file
+        self._lines = BinLines(recon.plan.layout)
+        self._held: dict[int, list[Ready]] = {}
 
     def em_back(self, subset: int, blurred: np.ndarray) -> np.ndarray:
         """See `petsim.recon.osem.EmBack`; `blurred` are those of the chosen images in their order."""
-        ready = zip(self._events(subset), blurred, strict=True)
-        return np.stack([projector.em_back(image, background=background) for (projector, background), image in ready])
+        if (ready := self._held.get(subset)) is None:
+            ready = self._found(subset)
+            if self._place != "redrawn":
+                self._held[subset] = ready
+        backs = []
+        for get, image in zip(ready, blurred, strict=True):
+            projector, background = get()
+            backs.append(projector.em_back(image, background=background))
+        return np.stack(backs)
 
-    def _events(self, subset: int) -> Iterator[tuple[ListmodeProjector, np.ndarray]]:
-        """By image: its events of a subset, and their scatter and randoms over the factors of a bin."""
-        if self._place == "memory":
-            if subset not in self._held:
-                self._held[subset] = [(self._projector(events), more) for events, more in self._found(subset)]
-            yield from self._held[subset]
-            return
-        if self._place == "disk" and subset not in self._held:
-            self._held[subset] = [_HeldEvents(events, more, self._file) for events, more in self._found(subset)]
-        found = (one.load() for one in self._held[subset]) if self._place == "disk" else self._found(subset)
-        for events, more in found:
-            yield self._projector(events), more
+    def _found(self, subset: int) -> list[Ready]:
+        """By image."""
+        events = [SubsetEvents(self._lines) for _ in self._images]
+        for views in self._recon.groups(subset):
+            for own, counts, image in zip(events, self._counts(views), self._images, strict=True):
+                own.add(views, counts[None], self._recon.background(views, image, 1))
+        return [self._waiting(*own.ordered()) for own in events]
+
+    def _waiting(self, events: Events, background: np.ndarray) -> Ready:
+        if self._place == "disk":
+            held = _HeldEvents(events, background, self._file)
+            return lambda: (self._projector(held.events()), held.background())
+        projector = self._projector(events)
+        return lambda: (projector, background)
 
     def _projector(self, events: Events) -> ListmodeProjector:
-        plan = self._recon.plan
-        return ListmodeProjector(
-            self._lines.xy_mm, self._lines.z_mm, plan.grid, events, plan.center_mm, plan.fov_mm / 2, self._tof
-        )
-
-    def _found(self, subset: int) -> list[tuple[Events, np.ndarray]]:
-        """The same with events in the projector's order."""
-        parts: list[list[Events]] = [[] for _ in self._images]
-        more: list[list[np.ndarray]] = [[] for _ in self._images]
-        buffer = np.empty((0,), np.float32)
-        for views in self._recon.groups(subset):
-            counts = self._counts(views)
-            if buffer.shape != (1, *counts.shape[1:]):
-                buffer = np.empty((1, *counts.shape[1:]), np.float32)
-            for own, added, some, image in zip(parts, more, counts, self._images, strict=True):
-                events, bins = self._lines.events(views, some[None])
-                own.append(events)
-                added.append(self._recon.background(views, image, 1, buffer).reshape(-1)[bins])
-        found = []
-        for own, added in zip(parts, more, strict=True):
-            events = joined(own)
-            order = pair_order(events, len(self._lines.xy_mm))
-            found.append((events.taken(order), np.concatenate(added)[order]))
-        return found
+        plan, lines = self._recon.plan, self._lines
+        return ListmodeProjector(lines.xy_mm, lines.z_mm, plan.grid, events, plan.center_mm, plan.fov_mm / 2, lines.tof)
 
 
 class _HeldEvents:
@@ -108,16 +92,19 @@ class _HeldEvents:
         self._tof_bin = None if events.tof_bin is None else InFile(events.tof_bin, file)
         self._background = InFile(background, file)
 
-    def load(self) -> tuple[Events, np.ndarray]:
+    def events(self) -> Events:
         a, b, c, d = (column.load() for column in self._ends)
-        return Events(a, b, c, d, None if self._tof_bin is None else self._tof_bin.load()), self._background.load()
+        return Events(a, b, c, d, None if self._tof_bin is None else self._tof_bin.load())
+
+    def background(self) -> np.ndarray:
+        return self._background.load()[None]
 
 
 @contextmanager
 def cheapest(
     recon: Reconstructor, data: Callable[..., Iterable[np.ndarray]], stream: CountStream, storage: Storage
 ) -> Iterator[EmBack]:
-    """`EmBack` of all images, each from events or from bins.
+    """`EmBack` of all images, each from events or from bins. The context removes the temporary file that may hold events.
 
     Parameters
     ----------
@@ -147,5 +134,7 @@ def cheapest(
         out[of_events] = by_events.em_back(subset, blurred[of_events])
         return out
 
-    with EventUpdates(recon, counts, of_events, storage.counts) as by_events:
+    on_disk = storage.counts == "disk"
+    with tempfile.TemporaryFile(prefix="petsim-") if on_disk else nullcontext() as file:
+        by_events = EventUpdates(recon, counts, of_events, storage.counts, file)
         yield em_back

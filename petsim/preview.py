@@ -58,9 +58,10 @@ def preview(request: Request) -> dict[str, Any]:
     for other in plans[1:]:
         expected = expected + expected_counts(build_model(other, settings), settings.mode)
     prompts = expected.sum(axis=1)
-    held = storage(plan, settings, noise_free, float(prompts[0]), budget)
+    level = float(prompts[0]) / len(plans)
+    held = storage(plan, settings, noise_free, level, budget)
     least = plan.bytes_needed(len(doses) + noise_free, len(doses), settings.live_fractions)
-    seconds = _estimated_seconds(plan, model, settings, held, float(prompts[0]), building)
+    seconds = _estimated_seconds(plan, model, settings, held, level, building)
     # Estimated corrections take a rough reconstruction of all positions first.
     seconds *= len(plans) * (2 if len(plans) > 1 and settings.corrections == "estimated" else 1)
     noise, region = None, "not measured for several bed positions"
@@ -144,11 +145,11 @@ def _estimated_seconds(
     back = _seconds(lambda view: projector.add_em_back(sums, view, counts, prepared), views)
     behind = _seconds(background, views)
     images = len(settings.ladder()) + (not plan.subject.is_noisy)
-    estimates = SCATTER_ESTIMATES if settings.corrections == "estimated" and model.scatter is not None else 0
-    iterations = max(2, plan.preset.iterations) if estimates else plan.preset.iterations
+    estimates = SCATTER_ESTIMATES if settings.finds_scatter else 0
+    iterations = max(2, plan.preset.iterations) if settings.finds_scatter else plan.preset.iterations
     passes = iterations if held.counts == "redrawn" else 1
     # A dose that is updated from events goes through all bins only while scatter is found.
-    left = iterations - (1 if estimates else 0)
+    left = iterations - settings.finds_scatter
     saved = sum(1 - event_cost(plan.layout, level / drf, left) for drf in held.drfs_from_events(settings.ladder()))
     # Drawing and moving counts costs about as much again as the forward projection.
     a_view = 2 * forward * passes + (back + behind) * (images * iterations - saved * left)

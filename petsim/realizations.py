@@ -87,11 +87,7 @@ class Realizations:
         """Updates of the images that a realization takes."""
         # Scatter is found in the first iteration; where that is the only one, it is done again with it.
         iterations = self._plan.preset.iterations
-        return self._plan.preset.subsets * (max(2, iterations) if self._finds_scatter else iterations)
-
-    @property
-    def _finds_scatter(self) -> bool:
-        return self.estimator is not None and self._model.scatter is not None
+        return self._plan.preset.subsets * (max(2, iterations) if self._settings.finds_scatter else iterations)
 
     def reconstructor(self, images: int) -> tuple[Corrections, Reconstructor]:
         """True corrections of so many images, and a reconstructor that starts with what the scanner would know."""
@@ -144,7 +140,7 @@ class Realizations:
                 seen = estimator.seen(self._around(number))
                 recon = recon.believing(replace(recon.corrections, surroundings=seen))
             raw, left = None, plan.preset.iterations
-            if self._finds_scatter:
+            if self._settings.finds_scatter:
                 recon, first = first_iteration(recon, data, step)
                 if left > 1:
                     raw, left = first, left - 1

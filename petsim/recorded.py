@@ -55,9 +55,8 @@ def preview_recorded(path: Path, settings: SimulationSettings, options: ReadOpti
     for block in source.blocks():
         late = np.count_nonzero(block.events["is_delayed"])
         counts += len(block.events) - late, late
-    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions, simulated=False) + RECORDED_BYTES * int(
-        counts[0]
-    )
+    memory = plan.bytes_needed(len(doses), len(doses), settings.live_fractions, simulated=False)
+    memory += RECORDED_BYTES * int(counts[0])
     return {
         "subject": plan.subject.name, "scanner": plan.scanner.name, "fields": sorted(header.fields),
         "start_s": header.start_s, "duration_s": header.duration_s, "prompts": int(counts[0]), "delayeds": int(counts[1]),
@@ -208,8 +207,8 @@ def _own_tof(layout: SinogramLayout, header: Header, fov_mm: float) -> SinogramL
         return replace(layout, merge_tof=0, tof_bins=1)
     merge, together = merged_tof(header, layout.merge_tof * scanner.given("tof_bin_ps"))
     # Bins beyond those of the events have no counts: nothing may be expected there.
-    known = (header.tof_bins // together - 1) // 2 * 2 + 1
-    return replace(layout, merge_tof=merge, tof_bins=min(known, tof_bins_for(scanner, merge, fov_mm, TOF_SIGMAS)))
+    known = replace(scanner, tof_bins=header.tof_bins * merge // together)
+    return replace(layout, merge_tof=merge, tof_bins=tof_bins_for(known, merge, fov_mm, TOF_SIGMAS))
 
 
 @dataclass(frozen=True)
@@ -267,8 +266,7 @@ class _Recorded:
 
     def _event_storage(self, room: float) -> Storage:
         prompts = self._counts.prompts().tolist()
-        left = self._plan.preset.iterations - self._finds_scatter
-        from_events = doses_from_events(self._plan, self._settings, prompts, left)
+        from_events = doses_from_events(self._plan, self._settings.backend, prompts, self._finds_scatter)
         return Storage(place_for(EVENT_BYTES * sum(prompts[k] for k in from_events), room), 0.0, 0.0, from_events)
 
     @property

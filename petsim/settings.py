@@ -192,6 +192,11 @@ class SimulationSettings:
         )  # fmt: skip
 
     @property
+    def finds_scatter(self) -> bool:
+        """Whether the reconstruction of simulated counts finds scatter for itself, in its first iteration."""
+        return self.corrections == "estimated" and self.scatter != "none"
+
+    @property
     def models_psf(self) -> bool:
         """Whether the reconstruction models the point spread function: where settings and preset both want it."""
         return self.psf and PRESETS[self.preset].psf

@@ -5,7 +5,7 @@ sinogram which they make, so that images are those of `petsim.recon.osem.osem` w
 projects one line for each event and dose instead of one for each bin.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba as nb
@@ -33,6 +33,8 @@ class BinLines:
     ----------
     xy_mm, z_mm : ndarray
         (points, 2) and (places,): transaxial and axial ends.
+    tof : Tof, optional
+        The layout's bins, which are those of the events.
     """
 
     def __init__(self, layout: SinogramLayout) -> None:
@@ -45,6 +47,7 @@ class BinLines:
         _, first, inverse = np.unique(np.round(z / _SAME_MM), return_index=True, return_inverse=True)
         self.z_mm = z.reshape(-1)[first]
         self._places = inverse.reshape(z.shape).astype(np.int64)
+        self.tof = Tof(layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm) if layout.is_tof else None
 
     def events(self, views: np.ndarray, counts: np.ndarray) -> tuple[Events, np.ndarray]:
         """Events of the counts of some views.
@@ -100,6 +103,40 @@ def _unpack(counts, starts, points, places, ends, tof_bin, doses, bins):
                         at += 1
 
 
+class SubsetEvents:
+    """Events of a subset, gathered from its groups of views, and their background.
+
+    Parameters
+    ----------
+    lines : BinLines
+    """
+
+    def __init__(self, lines: BinLines) -> None:
+        self._lines = lines
+        self._parts: list[Events] = []
+        self._background: list[np.ndarray] = []
+
+    def add(self, views: np.ndarray, counts: np.ndarray, background: np.ndarray) -> None:
+        """Take in a group.
+
+        Parameters
+        ----------
+        views, counts
+            As for `BinLines.events`.
+        background : ndarray
+            Scatter and randoms over the multiplicative factors, like counts, or with one dose that holds for all.
+        """
+        events, bins = self._lines.events(views, counts)
+        self._parts.append(events)
+        self._background.append(background.reshape(len(background), -1)[:, bins].astype(np.float32))
+
+    def ordered(self) -> tuple[Events, np.ndarray]:
+        """All events in the order that a projector works in, and float32 (dose or 1, events): their background."""
+        events = _joined(self._parts)
+        order = pair_order(events, len(self._lines.xy_mm))
+        return events.taken(order), np.concatenate(self._background, axis=1)[:, order]
+
+
 def listmode_em_back(
     layout: SinogramLayout,
     grid: Grid,
@@ -129,19 +166,14 @@ def listmode_em_back(
         As for the projector.
     """
     lines = BinLines(layout)
-    tof = Tof(layout.tof_bins, layout.tof_bin_mm, layout.tof_sigma_mm) if layout.is_tof else None
     projectors, added = [], []
     for subset in groups:
-        parts, more = [], []
+        found = SubsetEvents(lines)
         for views in subset:
-            events, bins = lines.events(views, counts(views))
-            parts.append(events)
-            own = background(views)
-            more.append(own.reshape(len(own), -1)[:, bins].astype(np.float32))
-        events = joined(parts)
-        order = pair_order(events, len(lines.xy_mm))
-        projectors.append(projector(lines.xy_mm, lines.z_mm, grid, events.taken(order), center_mm, support_mm, tof))
-        added.append(np.concatenate(more, axis=1)[:, order])
+            found.add(views, counts(views), background(views))
+        events, more = found.ordered()
+        projectors.append(projector(lines.xy_mm, lines.z_mm, grid, events, center_mm, support_mm, lines.tof))
+        added.append(more)
 
     def em_back(subset: int, images: np.ndarray) -> np.ndarray:
         more = added[subset]
@@ -150,8 +182,7 @@ def listmode_em_back(
     return em_back
 
 
-def joined(parts: Sequence[Events]) -> Events:
-    """Events of all parts, one after another."""
+def _joined(parts: list[Events]) -> Events:
     names = ("crystal1", "ring1", "crystal2", "ring2", "tof_bin", "doses")
     columns = {name: [getattr(part, name) for part in parts] for name in names}
     joined: dict[str, Any] = {n: None if column[0] is None else np.concatenate(column) for n, column in columns.items()}
