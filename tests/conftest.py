@@ -27,9 +27,15 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A run of all tests is spread over the cores by file; one of some files stays in one process."""
-    return (os.cpu_count() or 1) if all(Path(name).is_dir() for name in config.args) else 0
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The default run of all tests is spread over the cores by file, where pytest-xdist is there.
+
+    A machine with a GPU may lack it, and tests of one GPU are not to run side by side.
+    """
+    whole = all(Path(name).is_dir() for name in config.args) and "not gpu" in config.option.markexpr
+    if whole and "PYTEST_XDIST_WORKER" not in os.environ and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = os.cpu_count() or 1, "loadfile"
 
 
 @pytest.fixture(scope="session", autouse=True)
